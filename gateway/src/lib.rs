@@ -2,4 +2,6 @@
 
 pub mod broker;
 pub mod control;
+pub mod outbox;
+pub mod parts;
 pub mod presence;

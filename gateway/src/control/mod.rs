@@ -1,5 +1,8 @@
 //! Between nodes, beside the channels: who the nodes are, and commands that concern all of them.
 
+pub mod memory;
+pub mod redis;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -1,5 +1,8 @@
 //! Who is subscribed to a channel now, on any node.
 
+pub mod memory;
+pub mod redis;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
