@@ -1,0 +1,2 @@
+//! How bytes move.
+pub(crate) mod frame;
