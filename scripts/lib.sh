@@ -2,6 +2,7 @@
 # Words the scripts share: messages, the cache, free ports, background processes, packages.
 # Sourced by ./test, ./run and everything in this folder; it changes nothing by being sourced.
 
+# shellcheck disable=SC2034 # Read by those who source this.
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 WYD_CACHE=${WYD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/wyd}
 # Another checkout on this machine reuses the compiled dependencies.
