@@ -15,7 +15,7 @@ step() {
 
 part_lint() {
   STEP_FAILED=
-  step format cargo fmt --all --check
+  step format cargo fmt --all --check -- --color=never
   step clippy cargo clippy --workspace --all-targets --locked -- -D warnings
   # Cheap: the dependencies' metadata is already there from clippy.
   step rustdoc env RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --document-private-items --locked
