@@ -91,7 +91,9 @@ export class Gateway {
     gateway.internalPort = await freePort();
     const file = join(gateway.folder, "wyd.toml");
     writeFileSync(file, settings(mode, `127.0.0.1:${gateway.port}`, `127.0.0.1:${gateway.internalPort}`));
-    const env = { ...process.env, ...mode.env, JWT_SECRET: SECRET, WYD_API_KEY: API_KEY };
+    // Nothing else of this machine's configuration.
+    const { PATH, HOME, RUST_LOG = "info" } = process.env;
+    const env = { PATH, HOME, RUST_LOG, ...mode.env, JWT_SECRET: SECRET, WYD_API_KEY: API_KEY };
     if (mode.durable) {
       // The topics; the archive's schema goes into a file, as no test here reads it.
       await run(["migrate", "--config", file], { ...env, DATABASE_URL: `sqlite://${gateway.folder}/archive.db` });

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +109,9 @@ class Gateway:
             )
         )
         binary = os.environ["WYD_BIN"]
-        env = {**os.environ, **mode.env, "JWT_SECRET": SECRET, "WYD_API_KEY": API_KEY}
+        # Nothing else of this machine's configuration.
+        ours = {name: os.environ[name] for name in ("PATH", "HOME", "RUST_LOG") if name in os.environ}
+        env = {**ours, **mode.env, "JWT_SECRET": SECRET, "WYD_API_KEY": API_KEY}
         if mode.durable:
             # The topics; the archive's schema goes into a file, as no test here reads it.
             archive = {"DATABASE_URL": f"sqlite://{self.folder}/archive.db"}
