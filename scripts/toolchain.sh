@@ -40,6 +40,8 @@ need_rust() {
   if ! has cargo && [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
     PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH
   fi
+  # A rustup that does not install what rust-toolchain.toml names by itself is told to.
+  if has rustup && ! cargo --version >/dev/null 2>&1; then rustup toolchain install >&2 || true; fi
   need Rust "$RUST_WANTED" "https://rustup.rs installs the version that rust-toolchain.toml names" cargo --version
 }
 
