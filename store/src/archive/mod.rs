@@ -1,0 +1,108 @@
+//! The archive: an append-only log of every publication of durable channels.
+
+use async_trait::async_trait;
+use shared::events::PublicationEvent;
+use shared::ids::{ChannelName, Epoch};
+
+use crate::BoxError;
+
+/// Keeps every publication of durable channels for good.
+///
+/// Rows are unique by (channel, epoch, offset) and message ids name one row: a message id that
+/// comes again at another position (published again after a failover) keeps the first row and is
+/// remembered as its alias. Reads go to the primary and see every append that was acknowledged.
+#[async_trait]
+pub trait MessageArchive: Send + Sync + 'static {
+    /// Appends a batch and, with it, how far the consumer has read.
+    ///
+    /// One transaction where the store has them; else rows first, position second, so that a
+    /// crash between the two repeats appends, which is harmless. Appending again is success.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn append(
+        &self,
+        batch: &[PublicationEvent],
+        positions: &[ConsumerPosition],
+    ) -> Result<Appended, ArchiveError>;
+
+    /// Returns where a consumer group goes on in a partition; `None` before its first append.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn consumer_position(
+        &self,
+        group: &str,
+        topic: &str,
+        partition: i32,
+    ) -> Result<Option<i64>, ArchiveError>;
+
+    /// Reads a channel in the order of offsets.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn page(
+        &self,
+        channel: &ChannelName,
+        query: PageQuery,
+    ) -> Result<Vec<PublicationEvent>, ArchiveError>;
+
+    /// Answers when the store does.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn ping(&self) -> Result<(), ArchiveError>;
+}
+
+/// How far a consumer group has read a partition: the next offset to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerPosition {
+    /// The group.
+    pub group: String,
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The next offset to read.
+    pub next_offset: i64,
+}
+
+/// What an append came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Appended {
+    /// Rows that are new.
+    pub inserted: usize,
+    /// Events that the archive had already.
+    pub known: usize,
+}
+
+/// Which part of a channel's archive to read.
+///
+/// Offsets of durable channels never restart, so they order a channel over all its epochs.
+#[derive(Debug, Clone, Default)]
+pub struct PageQuery {
+    /// Only offsets above.
+    pub after: Option<u64>,
+    /// Only offsets below.
+    pub before: Option<u64>,
+    /// Only this epoch.
+    pub epoch: Option<Epoch>,
+    /// At most so many; the store caps it at 1,000.
+    pub limit: usize,
+    /// Newest first.
+    pub reverse: bool,
+}
+
+/// Why the archive failed; each variant says what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The store did not answer or was busy: retry the same call.
+    #[error("archive is not available")]
+    Unavailable(#[source] BoxError),
+    /// The store will never accept this row.
+    #[error("archive refuses the row: {0}")]
+    Refused(String),
+    /// The schema is missing or of another version: run `wyd migrate`.
+    #[error("archive schema is not ready: {0}")]
+    Schema(String),
+}
