@@ -45,17 +45,16 @@ need_rust() {
   need Rust "$RUST_WANTED" "https://rustup.rs installs the version that rust-toolchain.toml names" cargo --version
 }
 
-# The Rust build compiles librdkafka (CMake, C and C++), AWS-LC, zlib and SQLite (C).
+# The Rust build compiles librdkafka (C, C++ and make), AWS-LC, zlib and SQLite (C).
 need_c_compiler() {
   local packages=()
   has cc || packages+=(gcc)
   has c++ || packages+=(g++)
   has make || packages+=(make)
-  has cmake || packages+=(cmake)
   # libc's headers, which a bare gcc does not bring, come with g++.
   if has cc && ! echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; then packages+=(libc6-dev); fi
   [ ${#packages[@]} -eq 0 ] && return
-  apt_install "${packages[@]}" ca-certificates || missing "a C and C++ compiler, make and cmake (Debian: gcc g++ make cmake)"
+  apt_install "${packages[@]}" ca-certificates || missing "a C and C++ compiler and make (Debian: gcc g++ make)"
 }
 
 need_go() { need Go "$GO_WANTED" "https://go.dev/dl (builds k6 and the MongoDB stand-in)" go version; }
