@@ -49,6 +49,10 @@ internal_listen = "127.0.0.1:$internal"
 [broker]
 kind = "redis"
 
+[drain]
+delay = "0s"
+duration = "200ms"
+
 [namespaces.chat]
 presence = true
 history_size = 100

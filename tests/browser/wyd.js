@@ -12,7 +12,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { chromium } from "playwright-core";
 
 const START_TIMEOUT_MS = 30_000;
-const STOP_TIMEOUT_MS = 15_000;
+// Longer than the default drain.
+const STOP_TIMEOUT_MS = 30_000;
 
 async function freePort() {
   const server = net.createServer().listen(0, "127.0.0.1");

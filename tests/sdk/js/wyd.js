@@ -60,6 +60,13 @@ function settings(mode, listen, internalListen) {
     `internal_listen = "${internalListen}"`,
     "[broker]",
     `kind = "${mode.kind}"`,
+    // One Kafka broker, and no load balancer that needs time to notice a stop.
+    "[kafka]",
+    "replication = 1",
+    "min_insync_replicas = 1",
+    "[drain]",
+    'delay = "0s"',
+    'duration = "200ms"',
     // Nobody may subscribe here, and nobody publish in `quiet`: no rule says so.
     "[namespaces.closed]",
     "presence = false",

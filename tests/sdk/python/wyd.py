@@ -63,6 +63,15 @@ internal_listen = "{internal_listen}"
 [broker]
 kind = "{broker}"
 
+# One Kafka broker, and no load balancer that needs time to notice a stop.
+[kafka]
+replication = 1
+min_insync_replicas = 1
+
+[drain]
+delay = "0s"
+duration = "200ms"
+
 # Nobody may subscribe here, and nobody publish in `quiet`: no rule says so.
 [namespaces.closed]
 presence = false
