@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use shared::ids::{ClientId, UserId};
 
 use crate::session::send_queue::SendQueue;
+use crate::session::ticks::NextTick;
 
 const SHARDS: usize = 64;
 
@@ -20,6 +21,8 @@ pub struct Client {
     pub id: ClientId,
     /// What waits to be written to it.
     pub queue: SendQueue,
+    /// When its session wants to be woken.
+    pub(crate) next_tick: NextTick,
 }
 
 impl PartialEq for Client {

@@ -28,6 +28,8 @@ pub enum Signal {
     Disconnect(Disconnect),
     /// End a subscription: tell the client why and forget the channel.
     Unsubscribe(ChannelName, Unsubscribe),
+    /// End every subscription.
+    UnsubscribeAll(Unsubscribe),
     /// Finish what is accepted, then end the connection (3001).
     Drain,
 }
