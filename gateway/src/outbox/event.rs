@@ -1,11 +1,10 @@
-//! An outbox entry as the job that workers read.
+//! An outbox entry as the event that workers read.
 
 use serde_json::value::RawValue;
 use shared::events::{
-    EventClientInfo, PublicationEvent, PublicationKind, TOPIC_MESSAGES, TYPE_PUBLICATION,
+    EventClientInfo, PublicationEvent, PublicationKind,
 };
 use shared::protocol::ClientInfo;
-use store::job_log::Job;
 
 use crate::broker::{BrokerError, OutboxEntry};
 
@@ -44,26 +43,4 @@ fn client_info(info: &ClientInfo) -> Result<EventClientInfo, BrokerError> {
 
 fn raw(json: &[u8]) -> Result<Box<RawValue>, BrokerError> {
     serde_json::from_slice(json).map_err(|error| BrokerError::Corrupt(error.to_string()))
-}
-
-/// Puts an event into a job: CloudEvents 1.0 in binary mode, as `docs/wire.md` describes.
-///
-/// # Errors
-/// [`BrokerError::Corrupt`] when the event cannot be written.
-pub(super) fn publication_job(event: &PublicationEvent) -> Result<Job, BrokerError> {
-    let value =
-        serde_json::to_vec(event).map_err(|error| BrokerError::Corrupt(error.to_string()))?;
-    let header = |name: &str, value: String| (name.to_owned(), value);
-    Ok(Job {
-        topic: TOPIC_MESSAGES,
-        key: event.channel.as_str().to_owned(),
-        headers: vec![
-            header("ce_specversion", "1.0".to_owned()),
-            header("ce_type", TYPE_PUBLICATION.to_owned()),
-            header("ce_source", "wyd".to_owned()),
-            header("ce_id", event.id.to_string()),
-            header("content-type", "application/json".to_owned()),
-        ],
-        value: value.into(),
-    })
 }

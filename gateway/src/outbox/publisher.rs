@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use shared::config::Config;
-use store::job_log::{JobLog, JobLogError};
+use store::job_log::{JobLog, JobLogError, publication_job};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -238,7 +238,8 @@ impl Relay {
 
     /// Appends an entry to the job log, once.
     pub(super) async fn append(&self, entry: &OutboxEntry) -> Result<(), BrokerError> {
-        let job = super::event::publication_job(&publication_event(entry)?)?;
+        let job = publication_job(&publication_event(entry)?)
+            .map_err(|error| BrokerError::Corrupt(error.to_string()))?;
         match self.log.append(job).await {
             Ok(_) => {
                 self.breaker.succeeded();

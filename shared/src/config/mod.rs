@@ -12,7 +12,10 @@ use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+pub mod check;
+pub mod document;
 mod duration;
+pub mod load;
 mod secret;
 
 pub use secret::Secret;
