@@ -19,6 +19,7 @@ use crate::BoxError;
 pub use mongo::MongoArchive;
 pub use postgres::PostgresArchive;
 pub use sqlite::SqliteArchive;
+pub(crate) use sqlite::open_file as open_sqlite_file;
 
 /// Most publications that one page holds.
 pub const PAGE_LIMIT_MAX: usize = 1_000;
