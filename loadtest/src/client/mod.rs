@@ -31,6 +31,9 @@ pub use handshake::HandshakeError;
 pub use token::TokenSigner;
 pub use wire::{ErrorReply, Info};
 
+pub(crate) use connection::parse as parse_reply;
+pub(crate) use wire::{Request as WireRequest, SubscribeRequest};
+
 use event::{publication_of, subscribed_of};
 use subscription::{Subscription, SubscriptionState};
 use wire::{Reply, Request};

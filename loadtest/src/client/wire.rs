@@ -61,6 +61,20 @@ pub(crate) struct SubscribeRequest<'a> {
     pub(crate) recoverable: bool,
 }
 
+impl<'a> SubscribeRequest<'a> {
+    /// A subscribe that asks for nothing but the publications.
+    pub(crate) fn plain(channel: &'a str) -> Self {
+        Self {
+            channel,
+            recover: false,
+            epoch: "",
+            offset: 0,
+            positioned: false,
+            recoverable: false,
+        }
+    }
+}
+
 #[allow(
     clippy::trivially_copy_pass_by_ref,
     reason = "serde calls skip functions with a reference"
