@@ -107,6 +107,11 @@ impl ClientId {
         Uuid::try_parse(text).ok().map(Self)
     }
 
+    /// Makes an id from its number; 0 is below every other.
+    pub fn from_u128(number: u128) -> Self {
+        Self(Uuid::from_u128(number))
+    }
+
     /// Returns the id as a UUID.
     pub fn as_uuid(&self) -> &Uuid {
         &self.0

@@ -1,0 +1,170 @@
+// The chat demo and the operator console of `wyd dev`, the way a newcomer meets them.
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+
+import { Dev, launch, screenshot, tab } from "./wyd.js";
+
+const HELLO = "hello Bob, are you there?";
+const ANSWER = "I am — and I see you, Alice 🙂";
+
+const isOnline = (page) => page.locator("#status", { hasText: /^\s*connected\s*$/ }).waitFor();
+const message = (page, text) => page.locator("#messages .message", { hasText: text });
+const sees = (page, text) => message(page, text).waitFor();
+
+/** The first visit: the demo asks for a name. */
+async function enter(page, url, name) {
+  await page.goto(url);
+  await page.locator("#name").fill(name);
+  await page.locator("#enter").click();
+  await isOnline(page);
+}
+
+async function say(page, text) {
+  await page.locator("#composer").fill(text);
+  await page.locator("#send").click();
+}
+
+/** Waits until the number a console element shows satisfies `condition`. */
+async function shows(page, selector, condition, what) {
+  const end = Date.now() + 15_000;
+  let text;
+  do {
+    text = await page.locator(selector).innerText();
+    if (condition(Number(text.replace(/[\s,.']/g, "")))) return;
+    await page.waitForTimeout(100);
+  } while (Date.now() < end);
+  assert.fail(`${selector} shows "${text}", expected ${what}`);
+}
+
+/** Every message has its parts, visible, and none covers another. */
+async function looksRight(page) {
+  const messages = await page.locator("#messages .message").all();
+  let previous;
+  for (const element of messages) {
+    const author = await element.locator(".author").innerText();
+    const time = await element.locator(".time").innerText();
+    const text = await element.locator(".text").innerText();
+    assert.ok(author.trim() && text.trim(), `a message without author or text: "${author}", "${text}"`);
+    assert.match(time, /\d{1,2}:\d{2}/);
+    assert.ok(await element.getAttribute("data-id"), "a message without data-id");
+    assert.ok(Number(await element.getAttribute("data-offset")) > 0, "a message without data-offset");
+
+    const box = await element.boundingBox();
+    assert.ok(box.height > 0 && box.width > 0, "a message that cannot be seen");
+    const { width } = page.viewportSize();
+    assert.ok(box.x >= 0 && box.x + box.width <= width, "a message that is wider than the window");
+    for (const part of [".author", ".time", ".text"]) {
+      const inner = await element.locator(part).boundingBox();
+      assert.ok(inner.y >= box.y - 1 && inner.y + inner.height <= box.y + box.height + 1, `${part} sticks out of its message`);
+    }
+    const overlap = (a, b) =>
+      a.x + 1 < b.x + b.width && b.x + 1 < a.x + a.width && a.y + 1 < b.y + b.height && b.y + 1 < a.y + a.height;
+    const [authorBox, timeBox, textBox] = await Promise.all(
+      [".author", ".time", ".text"].map((part) => element.locator(part).boundingBox()),
+    );
+    assert.ok(!overlap(authorBox, timeBox), "author and time overlap");
+    assert.ok(!overlap(authorBox, textBox), "author and text overlap");
+    assert.ok(!overlap(timeBox, textBox), "time and text overlap");
+    if (previous) assert.ok(!overlap(previous, box), "two messages overlap");
+    previous = box;
+  }
+}
+
+describe("wyd dev", () => {
+  let dev;
+  let browser;
+  let alice;
+  let bob;
+  before(async () => {
+    dev = await Dev.start();
+    browser = await launch();
+    alice = await tab(browser);
+    bob = await tab(browser);
+  });
+  after(async () => {
+    await browser?.close();
+    await dev?.remove();
+  });
+
+  it("lets two people chat at once", async () => {
+    await enter(alice, dev.demo, "alice");
+    await enter(bob, dev.demo, "bob");
+
+    await say(alice, HELLO);
+    await sees(bob, HELLO);
+    await say(bob, ANSWER);
+
+    for (const page of [alice, bob]) {
+      await sees(page, HELLO);
+      await sees(page, ANSWER);
+      assert.equal(await message(page, HELLO).count(), 1);
+      assert.equal(await message(page, ANSWER).count(), 1);
+      assert.equal(await message(page, HELLO).locator(".author").innerText(), "alice");
+      assert.equal(await message(page, ANSWER).locator(".author").innerText(), "bob");
+    }
+  });
+
+  it("shows author, time and text of each message, without overlap", async () => {
+    await looksRight(alice);
+    await looksRight(bob);
+    await screenshot(alice, "chat-alice");
+    await screenshot(bob, "chat-bob");
+  });
+
+  it("counts both in the operator console", async () => {
+    const desk = await tab(browser, { width: 1024, height: 720 });
+    await desk.goto(dev.console);
+    await shows(desk, "#connections", (number) => number >= 2, "2 or more");
+    await shows(desk, "#subscriptions", (number) => number >= 2, "2 or more");
+    await shows(desk, "#channels", (number) => number >= 1, "1 or more");
+    await shows(desk, "#deliveries", (number) => number >= 4, "4 or more: two messages to two people");
+    await screenshot(desk, "console");
+    assert.deepEqual(desk.troubles, []);
+    await desk.context().close();
+  });
+
+  it("shows markup in a message as text", async () => {
+    const markup = "<img src=x onerror=\"document.title='owned'\"> & <b>bold</b>";
+    await say(alice, markup);
+    await sees(bob, markup);
+    assert.equal(await bob.locator("#messages img, #messages b").count(), 0);
+    assert.notEqual(await bob.title(), "owned");
+  });
+
+  it("shows earlier messages after a reload, once each", async () => {
+    await bob.reload();
+    await isOnline(bob); // The name is remembered: no question.
+    await sees(bob, HELLO);
+    await sees(bob, ANSWER);
+    assert.equal(await message(bob, HELLO).count(), 1);
+    await looksRight(bob);
+  });
+
+  it("shows them after a restart of the process, too, to open tabs and to new ones", async () => {
+    assert.equal(await dev.stop(), 0);
+    await dev.start();
+    await isOnline(alice); // By itself, as its connection came back.
+    await bob.reload();
+    await isOnline(bob);
+    await sees(bob, HELLO);
+    await sees(bob, ANSWER);
+    const again = "back after the restart";
+    await say(alice, again);
+    await sees(bob, again);
+    assert.equal(await message(alice, HELLO).count(), 1);
+    assert.equal(await message(bob, HELLO).count(), 1);
+
+    const carol = await tab(browser);
+    await carol.goto(`${dev.demo}?name=carol`);
+    await isOnline(carol);
+    await sees(carol, HELLO);
+    await sees(carol, again);
+    await screenshot(carol, "chat-after-restart");
+    assert.deepEqual(carol.troubles, []);
+    await carol.context().close();
+  });
+
+  it("had no error in the pages and asked no other host", () => {
+    assert.deepEqual([...alice.troubles, ...bob.troubles], []);
+  });
+});
