@@ -302,8 +302,11 @@ fn split_messages(
 
 /// Reads one message of the server.
 pub(crate) fn parse(message: &[u8]) -> Result<Reply<'_>, Closed> {
-    serde_json::from_slice(message)
-        .map_err(|error| Closed::lost(format!("server sent a message that cannot be read: {error}")))
+    serde_json::from_slice(message).map_err(|error| {
+        Closed::lost(format!(
+            "server sent a message that cannot be read: {error}"
+        ))
+    })
 }
 
 fn close_reason(payload: &[u8]) -> Closed {

@@ -132,10 +132,7 @@ mod tests {
         let full: Endpoint = "ws://a.example:8000/connection/websocket?x=1"
             .parse()
             .unwrap();
-        assert_eq!(
-            full.to_string(),
-            "a.example:8000/connection/websocket?x=1"
-        );
+        assert_eq!(full.to_string(), "a.example:8000/connection/websocket?x=1");
         let bare: Endpoint = "http://127.0.0.1:9".parse().unwrap();
         assert_eq!(
             bare.websocket().to_string(),

@@ -201,8 +201,16 @@ mod tests {
             &mut subscription,
             r#"{"recoverable":true,"epoch":"E","publications":[{"data":1,"offset":3},{"data":2,"offset":4}],"recovered":true,"offset":2,"positioned":true,"was_recovering":true}"#,
         );
-        let [Event::Subscribed { from, recovered, position, .. }, Event::Publication(first), _] =
-            &events[..]
+        let [
+            Event::Subscribed {
+                from,
+                recovered,
+                position,
+                ..
+            },
+            Event::Publication(first),
+            _,
+        ] = &events[..]
         else {
             panic!("{events:?}");
         };
@@ -223,7 +231,14 @@ mod tests {
             &mut subscription,
             r#"{"recoverable":true,"epoch":"new","offset":2,"positioned":true,"was_recovering":true}"#,
         );
-        let [Event::Subscribed { from: Some(from), recovered: false, position, .. }] = &events[..]
+        let [
+            Event::Subscribed {
+                from: Some(from),
+                recovered: false,
+                position,
+                ..
+            },
+        ] = &events[..]
         else {
             panic!("{events:?}");
         };

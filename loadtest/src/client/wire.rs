@@ -247,8 +247,7 @@ mod tests {
         assert!(recovered.recovered && recovered.was_recovering);
         assert_eq!(recovered.publications.len(), 2);
 
-        let error =
-            reply(r#"{"id":34,"error":{"code":112,"message":"unrecoverable position"}}"#);
+        let error = reply(r#"{"id":34,"error":{"code":112,"message":"unrecoverable position"}}"#);
         assert_eq!(error.error.unwrap().code, 112);
         let unsubscribe = reply(
             r#"{"push":{"channel":"r","unsubscribe":{"code":2500,"reason":"insufficient state"}}}"#,

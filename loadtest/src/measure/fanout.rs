@@ -166,11 +166,7 @@ pub async fn run(server: &Server, options: &FanoutOptions) -> anyhow::Result<Fan
     // The last channel takes the rest, so that every connection is in one.
     let channels = options.connections / options.subscribers;
     let tally = Arc::new(Tally::new());
-    let crowd = Crowd::gather(
-        crowd_options(server, options, channels),
-        Arc::clone(&tally),
-    )
-    .await?;
+    let crowd = Crowd::gather(crowd_options(server, options, channels), Arc::clone(&tally)).await?;
     let mut publisher = Publisher::new(server, options, channels, Arc::clone(&tally)).await?;
 
     publisher.publish_for(WARM_UP).await?;
@@ -336,11 +332,7 @@ impl fmt::Display for FanoutReport {
         writeln!(
             f,
             "{} publications, {} deliveries ({} missing) in {:.1} s, {:.2} messages a frame",
-            self.publications,
-            self.deliveries,
-            self.missing,
-            self.seconds,
-            self.messages_per_frame
+            self.publications, self.deliveries, self.missing, self.seconds, self.messages_per_frame
         )?;
         writeln!(f, "latency {}", self.latency_ms)?;
         write!(
@@ -357,7 +349,8 @@ mod tests {
 
     #[test]
     fn the_time_of_publishing_is_found_in_a_push() {
-        let push = br#"{"push":{"channel":"bench:fanout-0","pub":{"data":{"sent":1234,"text":"x"}}}}"#;
+        let push =
+            br#"{"push":{"channel":"bench:fanout-0","pub":{"data":{"sent":1234,"text":"x"}}}}"#;
         assert_eq!(sent_micros(push), Some(1234));
         assert_eq!(sent_micros(b"{}"), None);
     }

@@ -15,7 +15,9 @@ pub(crate) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
 }
 
 fn parse_resident(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib * 1024)
 }
@@ -43,7 +45,9 @@ pub(crate) fn machine() -> String {
     let name = info
         .lines()
         .find_map(|line| line.strip_prefix("model name"))
-        .map_or("unknown CPU", |name| name.trim_start_matches([' ', '\t', ':']));
+        .map_or("unknown CPU", |name| {
+            name.trim_start_matches([' ', '\t', ':'])
+        });
     format!("{cpus} CPUs, {name}")
 }
 

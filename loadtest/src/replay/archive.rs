@@ -15,6 +15,9 @@ use crate::client::{Client, ClientOptions, Endpoint, Event, TokenSigner};
 const PAGE_LIMIT: usize = 500;
 /// How long one page may take.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a room's archive may take when time is up already: a lagging one before it must not
+/// keep this one from being read at all.
+const LAST_READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause before an archive that lags, or a page that failed, is asked again.
 const POLL_WAIT: Duration = Duration::from_millis(250);
 
@@ -59,18 +62,25 @@ async fn check_room(
     let mut reader = Reader::new(endpoint, token, stage.channel(room));
     let after = stage.rooms[room].lock().baseline();
 
+    let last_moment = deadline.max(Instant::now() + LAST_READ_TIMEOUT);
     let mut rows = Vec::new();
-    loop {
-        match timeout_at(deadline, reader.read_all(after)).await {
-            Ok(Ok(read)) => rows = read,
-            Ok(Err(error)) => tracing::debug!(error, "the archive did not answer"),
-            Err(_) => break,
-        }
+    let failure = loop {
+        let failure = match timeout_at(last_moment, reader.read_all(after)).await {
+            Ok(Ok(read)) => {
+                rows = read;
+                None
+            }
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some("no answer in time".to_owned()),
+        };
         let is_complete = stage.rooms[room].lock().is_archived(&rows);
         if is_complete || Instant::now() >= deadline {
-            break;
+            break failure;
         }
         sleep(POLL_WAIT).await;
+    };
+    if let Some(failure) = failure {
+        tracing::warn!(%endpoint, room, failure, "archive could not be read");
     }
     stage.rooms[room].lock().archived(&rows);
     Ok(())

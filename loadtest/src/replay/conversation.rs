@@ -239,8 +239,26 @@ impl Conversation {
 
 fn sentence(rng: &mut StdRng) -> String {
     const WORDS: &[&str] = &[
-        "the", "kernel", "boots", "now", "but", "why", "does", "wifi", "fail", "after", "update",
-        "try", "\"sudo\"", "naïve", "schön", "日本", "🙂", "a\\b", "tab\there", "thanks",
+        "the",
+        "kernel",
+        "boots",
+        "now",
+        "but",
+        "why",
+        "does",
+        "wifi",
+        "fail",
+        "after",
+        "update",
+        "try",
+        "\"sudo\"",
+        "naïve",
+        "schön",
+        "日本",
+        "🙂",
+        "a\\b",
+        "tab\there",
+        "thanks",
     ];
     let words = rng.random_range(3..20);
     (0..words)

@@ -379,8 +379,7 @@ impl RoomLedger {
 
     /// True when an archive has every acknowledged line.
     pub fn is_archived(&self, rows: &[ArchivedMessage]) -> bool {
-        let ids: std::collections::HashSet<&str> =
-            rows.iter().map(|row| row.id.as_str()).collect();
+        let ids: std::collections::HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
         self.acknowledgements()
             .all(|(_, answer)| ids.contains(answer.id.as_str()))
     }
@@ -400,7 +399,10 @@ impl RoomLedger {
             }
             if row.offset <= last_offset {
                 self.counts.order_differences += 1;
-                self.finding(format!("row of offset {} comes after {last_offset}", row.offset));
+                self.finding(format!(
+                    "row of offset {} comes after {last_offset}",
+                    row.offset
+                ));
             }
             last_offset = row.offset;
             let Some(number) = self.line_of_row(row) else {
@@ -440,7 +442,9 @@ impl RoomLedger {
             return self.is_author(number, &row.user).then_some(number);
         }
         let value: serde_json::Value = serde_json::from_str(row.data.get()).ok()?;
-        let number = usize::try_from(value.get("n")?.as_u64()?).ok()?.checked_sub(1)?;
+        let number = usize::try_from(value.get("n")?.as_u64()?)
+            .ok()?
+            .checked_sub(1)?;
         let line = self.conversation.lines.get(number)?;
         let sent: serde_json::Value = serde_json::from_str(&line.data).ok()?;
         let is_right = sent == value
@@ -482,9 +486,7 @@ impl RoomLedger {
             .map(|(number, answer)| {
                 self.members
                     .iter()
-                    .filter(|ledger| {
-                        !ledger.seen.holds(number) && ledger.is_excused(answer.offset)
-                    })
+                    .filter(|ledger| !ledger.seen.holds(number) && ledger.is_excused(answer.offset))
                     .count()
             })
             .sum()
@@ -509,7 +511,10 @@ impl RoomLedger {
             let before = last.insert(author, offset);
             if before.is_some_and(|before| before >= offset) {
                 self.counts.order_differences += 1;
-                self.finding(format!("line {} stands before its author's last", number + 1));
+                self.finding(format!(
+                    "line {} stands before its author's last",
+                    number + 1
+                ));
             }
         }
     }

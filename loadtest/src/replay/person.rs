@@ -185,9 +185,7 @@ impl PersonTask {
     }
 
     fn seat(&mut self, channel: &str) -> Option<&mut RoomSeat> {
-        self.rooms
-            .iter_mut()
-            .find(|seat| &*seat.channel == channel)
+        self.rooms.iter_mut().find(|seat| &*seat.channel == channel)
     }
 
     fn count_when_everywhere(&mut self) {

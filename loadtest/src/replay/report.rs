@@ -158,7 +158,15 @@ impl fmt::Display for Report {
         for finding in &self.findings {
             writeln!(f, "  {finding}")?;
         }
-        write!(f, "{}", if self.is_clean() { "clean" } else { "NOT CLEAN" })
+        write!(
+            f,
+            "{}",
+            if self.is_clean() {
+                "clean"
+            } else {
+                "NOT CLEAN"
+            }
+        )
     }
 }
 

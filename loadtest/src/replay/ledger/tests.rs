@@ -158,7 +158,10 @@ fn a_false_claim_of_recovery_is_found() {
         room.deliver(1, 4, offset_of(4), true);
         room.deliver_rightly(1, 5..6);
     });
-    assert_eq!((counts.false_recovered, counts.lost, counts.gaps), (1, 1, 1));
+    assert_eq!(
+        (counts.false_recovered, counts.lost, counts.gaps),
+        (1, 1, 1)
+    );
     assert_eq!(counts.recovered_deliveries, 2);
 }
 
@@ -215,7 +218,8 @@ fn an_author_whose_lines_changed_places_is_found() {
 #[test]
 fn faults_of_an_archive_are_found() {
     type Plant = fn(&mut Vec<ArchivedMessage>);
-    let faults: [(&str, Plant, fn(&Counts) -> usize); 5] = [
+    type Count = fn(&Counts) -> usize;
+    let faults: [(&str, Plant, Count); 5] = [
         ("lost", |rows| drop(rows.remove(2)), |c| c.lost_archived),
         (
             "doubled",
