@@ -33,7 +33,7 @@ pub struct Namespace {
 
 impl Namespace {
     fn new(name: &str, options: &NamespaceOptions) -> Arc<Self> {
-        let history = options.has_history().then(|| HistoryPolicy {
+        let history = options.has_history().then_some(HistoryPolicy {
             size: options.history_size,
             ttl: options.history_ttl,
             meta_ttl: options.history_meta_ttl,

@@ -18,7 +18,10 @@ const WAVE: Duration = Duration::from_millis(50);
 pub(crate) async fn close_sessions(hub: &Arc<Hub>, config: &DrainConfig) -> usize {
     let clients = hub.clients.all();
     let waves = (config.duration.as_millis() / WAVE.as_millis()).max(1);
-    let per_wave = clients.len().div_ceil(usize::try_from(waves).unwrap_or(usize::MAX)).max(1);
+    let per_wave = clients
+        .len()
+        .div_ceil(usize::try_from(waves).unwrap_or(usize::MAX))
+        .max(1);
     let mut told = 0;
     for wave in clients.chunks(per_wave) {
         told += tell(wave);

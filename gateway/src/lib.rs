@@ -16,7 +16,7 @@ pub mod hub;
 pub mod metrics;
 pub mod node;
 pub mod outbox;
-mod parts;
+pub mod parts;
 pub mod presence;
 mod session;
 mod transport;

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Api};
 use crate::auth::Verifier;
-use crate::broker::{Broker, BrokerError, memory, redis_streams};
+use crate::broker::{BrokerError, memory};
 use crate::channel::Channels;
 use crate::control::{Control, ControlCommand, NodeInfo, Obey};
 use crate::drain;
@@ -110,15 +110,21 @@ impl Node {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(parts: NodeParts, registry: &mut Registry) -> Result<Self, StartError> {
-        let NodeParts { config, job_log, archive, extra_routes } = parts;
+        let NodeParts {
+            config,
+            job_log,
+            archive,
+            extra_routes,
+        } = parts;
         let id = NodeId::random();
         let tasks = TaskTracker::new();
         let background = CancellationToken::new();
         let metrics = Metrics::new(registry);
         let hub = Arc::new(Hub::new(metrics.clone(), tasks.clone()));
-        let obeyer = Arc::new(Obeyer { hub: Arc::clone(&hub) });
-        let between = between_nodes(&config, &id, &hub, obeyer, &tasks, &background).await?;
-        between.register_metrics(registry);
+        let obeyer = Arc::new(Obeyer {
+            hub: Arc::clone(&hub),
+        });
+        let between = between_nodes(&config, &hub, obeyer, &tasks, &background).await?;
         hub.attach(Arc::clone(&between.broker));
         let publisher = Publisher::start(
             Arc::clone(&between.broker),
@@ -216,10 +222,17 @@ impl Node {
     fn deliveries(&self) -> u64 {
         let metrics = &self.services.metrics;
         let count = |name: &str| {
-            let label = crate::metrics::NamespaceLabel { namespace: name.to_owned() };
+            let label = crate::metrics::NamespaceLabel {
+                namespace: name.to_owned(),
+            };
             metrics.deliveries.get_or_create(&label).get()
         };
-        self.services.rules.channels.all().map(|namespace| count(&namespace.name)).sum()
+        self.services
+            .rules
+            .channels
+            .all()
+            .map(|namespace| count(&namespace.name))
+            .sum()
     }
 
     async fn listen(
@@ -239,19 +252,25 @@ impl Node {
         let server = Arc::new(Server {
             services: Arc::clone(&self.services),
             limits: self.config.limits.clone(),
-            websocket: self.config.websocket.enabled.then(|| Arc::new(websocket_settings(&self.config))),
+            websocket: self
+                .config
+                .websocket
+                .enabled
+                .then(|| Arc::new(websocket_settings(&self.config))),
             routes,
             tasks: self.tasks.clone(),
             counts: Counts::default(),
         });
-        self.tasks.spawn(server.run(listener, self.accepting.clone()));
+        self.tasks
+            .spawn(server.run(listener, self.accepting.clone()));
         Ok(())
     }
 
     fn spawn_ticks(&self) {
         let services = Arc::clone(&self.services);
         let cancel = self.background.clone();
-        self.tasks.spawn(async move { services.ticks.run(cancel).await });
+        self.tasks
+            .spawn(async move { services.ticks.run(cancel).await });
     }
 
     fn spawn_heartbeat(&self, control: Arc<dyn Control>) {
@@ -281,11 +300,29 @@ struct Obeyer {
 impl Obey for Obeyer {
     fn obey(&self, command: ControlCommand) {
         match command {
-            ControlCommand::Disconnect { user, client, whitelist, code, reason } => {
-                let end = Disconnect { code, reason: reason.into() };
-                self.signal(&user, client.as_deref(), &whitelist, &Signal::Disconnect(end));
+            ControlCommand::Disconnect {
+                user,
+                client,
+                whitelist,
+                code,
+                reason,
+            } => {
+                let end = Disconnect {
+                    code,
+                    reason: reason.into(),
+                };
+                self.signal(
+                    &user,
+                    client.as_deref(),
+                    &whitelist,
+                    &Signal::Disconnect(end),
+                );
             }
-            ControlCommand::Unsubscribe { user, channel, client } => {
+            ControlCommand::Unsubscribe {
+                user,
+                channel,
+                client,
+            } => {
                 // An empty name means every channel.
                 let channel = match ChannelName::new(&channel) {
                     Ok(channel) => Some(channel),
@@ -316,7 +353,6 @@ impl Obeyer {
 
 async fn between_nodes(
     config: &Config,
-    id: &NodeId,
     hub: &Arc<Hub>,
     obeyer: Arc<Obeyer>,
     tasks: &TaskTracker,
@@ -329,14 +365,9 @@ async fn between_nodes(
     });
     let deliver = Arc::clone(hub);
     match (kind, &broker.redis_url) {
-        (BrokerKind::Redis, Some(url)) => redis_streams::connect(
-            broker, url.expose(), id.clone(), deliver, obeyer, tasks, cancel.clone(),
-        )
-        .await
-        .map_err(StartError::Broker),
         (BrokerKind::Memory | BrokerKind::Redis, _) => {
             tracing::warn!("memory broker: this node is alone, history does not outlive it");
-            Ok(memory::parts(id.clone(), deliver, obeyer, tasks, cancel.clone()))
+            Ok(memory::parts(deliver, obeyer, tasks, cancel.clone()))
         }
     }
 }
@@ -360,7 +391,11 @@ pub fn health_routes(readiness: Arc<Readiness>) -> Router {
     use axum::routing::get;
     let ready = move || {
         let reasons = readiness.reasons();
-        let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let status = if reasons.is_empty() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
         async move { (status, Json(reasons)) }
     };
     Router::new()

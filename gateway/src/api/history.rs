@@ -14,7 +14,7 @@ use super::router::{Answer, parse};
 use crate::broker::HistoryRange;
 use crate::session::call::client_error;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct HistoryParams {
     channel: String,
@@ -23,22 +23,14 @@ struct HistoryParams {
     reverse: bool,
 }
 
-impl Default for HistoryParams {
-    fn default() -> Self {
-        Self {
-            channel: String::new(),
-            limit: 0,
-            since: None,
-            reverse: false,
-        }
-    }
-}
-
 impl Api {
     pub(super) async fn history(&self, body: &[u8]) -> Answer {
         let params: HistoryParams = parse(body)?;
         let (channel, namespace) = self.services.rules.channels.resolve(&params.channel)?;
-        let policy = namespace.history.as_ref().ok_or(ClientError::NOT_AVAILABLE)?;
+        let policy = namespace
+            .history
+            .as_ref()
+            .ok_or(ClientError::NOT_AVAILABLE)?;
         let is_nowhere = params.since.as_ref().is_some_and(|since| since.offset == 0);
         if params.reverse && is_nowhere {
             return Err(ClientError::BAD_REQUEST);

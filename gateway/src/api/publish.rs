@@ -47,7 +47,8 @@ impl Api {
         let targets: Targets = parse(body)?;
         let message: Message = parse(body)?;
         let data = message.payload()?;
-        self.publish_one(key_name, &targets.channel, data, &message).await
+        self.publish_one(key_name, &targets.channel, data, &message)
+            .await
     }
 
     pub(super) async fn broadcast(&self, key_name: &str, body: &[u8]) -> Answer {
@@ -57,20 +58,29 @@ impl Api {
             return Err(ClientError::BAD_REQUEST);
         }
         let data = message.payload()?;
-        let publishes = targets.channels.iter().map(|channel| {
-            let publish = self.publish_one(key_name, channel, data.clone(), &message);
-            async {
-                match publish.await {
-                    Ok(result) => json!({ "result": result }),
-                    Err(error) => {
-                        json!({ "error": { "code": error.code, "message": error.message } })
-                    }
-                }
-            }
-        });
-        let responses: Vec<Value> =
-            stream::iter(publishes).buffered(BROADCAST_PARALLEL).collect().await;
+        let publishes = targets
+            .channels
+            .into_iter()
+            .map(|channel| self.broadcast_one(key_name, channel, data.clone(), &message));
+        let responses: Vec<Value> = stream::iter(publishes)
+            .buffered(BROADCAST_PARALLEL)
+            .collect()
+            .await;
         Ok(json!({ "responses": responses }))
+    }
+
+    /// Publishes to one channel of a broadcast: an error there is no error of the others.
+    async fn broadcast_one(
+        &self,
+        key_name: &str,
+        channel: String,
+        data: Bytes,
+        message: &Message,
+    ) -> Value {
+        match self.publish_one(key_name, &channel, data, message).await {
+            Ok(result) => json!({ "result": result }),
+            Err(error) => json!({ "error": { "code": error.code, "message": error.message } }),
+        }
     }
 
     async fn publish_one(
@@ -107,9 +117,9 @@ impl Api {
 impl Message {
     fn payload(&self) -> Result<Bytes, ClientError> {
         let data = match (&self.b64data, &self.data) {
-            (Some(encoded), _) if !encoded.is_empty() => {
-                STANDARD.decode(encoded).map_err(|_| ClientError::BAD_REQUEST)?
-            }
+            (Some(encoded), _) if !encoded.is_empty() => STANDARD
+                .decode(encoded)
+                .map_err(|_| ClientError::BAD_REQUEST)?,
             (_, Some(data)) => return Ok(payload::from_raw(data)),
             (_, None) => return Err(ClientError::BAD_REQUEST),
         };

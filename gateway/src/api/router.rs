@@ -44,7 +44,12 @@ impl Api {
             services,
             control,
             keys: keys
-                .map(|(name, key)| (name.clone(), Bytes::copy_from_slice(key.expose().as_bytes())))
+                .map(|(name, key)| {
+                    (
+                        name.clone(),
+                        Bytes::copy_from_slice(key.expose().as_bytes()),
+                    )
+                })
                 .collect(),
         }
     }
@@ -93,16 +98,25 @@ async fn answer(
     body: Bytes,
 ) -> Response {
     let Some(key) = key(&headers, query.as_deref()) else {
-        return plain(StatusCode::UNAUTHORIZED, "an API key is needed: send X-API-Key");
+        return plain(
+            StatusCode::UNAUTHORIZED,
+            "an API key is needed: send X-API-Key",
+        );
     };
     let Some(key_name) = api.name_of_key(key.as_bytes()) else {
         return plain(StatusCode::UNAUTHORIZED, "the API key is not known");
     };
     if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&body) {
-        return plain(StatusCode::BAD_REQUEST, &format!("the body is not JSON: {error}"));
+        return plain(
+            StatusCode::BAD_REQUEST,
+            &format!("the body is not JSON: {error}"),
+        );
     }
     let Some(answer) = api.call(key_name, &method, &body).await else {
-        return plain(StatusCode::NOT_FOUND, &format!("there is no API method {method:?}"));
+        return plain(
+            StatusCode::NOT_FOUND,
+            &format!("there is no API method {method:?}"),
+        );
     };
     let mode = headers.get("x-centrifugo-error-mode");
     let errors_are_statuses = mode.is_some_and(|mode| mode == "transport");
@@ -118,13 +132,19 @@ fn key(headers: &HeaderMap, query: Option<&str>) -> Option<String> {
     if let Some(key) = headers.get("x-api-key") {
         return key.to_str().ok().map(str::to_owned);
     }
-    let authorization = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let authorization = headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
     if let Some(("apikey", key)) = authorization.and_then(|value| value.split_once(' ')) {
         return Some(key.to_owned());
     }
     let pairs = query.unwrap_or_default().split('&');
-    let encoded = pairs.filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == "api_key");
-    let decoded = percent_encoding::percent_decode_str(encoded?.1).decode_utf8().ok()?;
+    let encoded = pairs
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(name, _)| *name == "api_key");
+    let decoded = percent_encoding::percent_decode_str(encoded?.1)
+        .decode_utf8()
+        .ok()?;
     Some(decoded.into_owned())
 }
 
@@ -187,9 +207,15 @@ mod tests {
         };
         let found = |headers, query| key(&headers, query);
         assert_eq!(found(header("x-api-key", "k"), None).as_deref(), Some("k"));
-        assert_eq!(found(header("authorization", "apikey k"), None).as_deref(), Some("k"));
+        assert_eq!(
+            found(header("authorization", "apikey k"), None).as_deref(),
+            Some("k")
+        );
         assert_eq!(found(header("authorization", "Bearer k"), None), None);
-        assert_eq!(found(HeaderMap::new(), Some("a=1&api_key=k%2F")).as_deref(), Some("k/"));
+        assert_eq!(
+            found(HeaderMap::new(), Some("a=1&api_key=k%2F")).as_deref(),
+            Some("k/")
+        );
         assert_eq!(found(HeaderMap::new(), None), None);
     }
 

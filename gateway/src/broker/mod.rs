@@ -4,6 +4,8 @@
 //! `memory` serves one node, `redis_streams` any number; `tests/broker_conformance.rs` is what
 //! both must pass. How a publication of a durable channel reaches Kafka is `outbox`'s business.
 
+pub mod memory;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

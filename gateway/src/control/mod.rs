@@ -1,5 +1,7 @@
 //! Between nodes, beside the channels: who the nodes are, and commands that concern all of them.
 
+pub mod memory;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -106,11 +106,7 @@ impl Channel {
     }
 
     /// Adds a subscriber if the broker delivers the channel already.
-    pub(super) fn add_if_active(
-        &self,
-        client: &Arc<Client>,
-        wants_signals: WantsSignals,
-    ) -> Added {
+    pub(super) fn add_if_active(&self, client: &Arc<Client>, wants_signals: WantsSignals) -> Added {
         let mut state = self.state.lock();
         if state.is_active && !state.is_retired {
             state.add(client, wants_signals);
@@ -214,7 +210,9 @@ impl Channel {
         let mut delivered = 0;
         for subscriber in &mut state.subscribers {
             match &mut subscriber.stage {
-                Stage::Live { after, .. } if publication.offset == 0 || publication.offset > *after => {
+                Stage::Live { after, .. }
+                    if publication.offset == 0 || publication.offset > *after =>
+                {
                     delivered += 1;
                     push(&subscriber.client, frame.clone(), dirty);
                 }
@@ -247,7 +245,10 @@ impl Channel {
         for subscriber in &mut self.state.lock().subscribers {
             match &mut subscriber.stage {
                 Stage::Subscribing(kept) => kept.is_lost = true,
-                Stage::Live { is_positioned: true, .. } => {
+                Stage::Live {
+                    is_positioned: true,
+                    ..
+                } => {
                     subscriber.stage = Stage::Lost;
                     told += 1;
                     subscriber.client.queue.signal(SessionSignal::Unsubscribe(

@@ -62,7 +62,9 @@ impl Default for Clients {
 impl Clients {
     /// Adds a connection.
     pub(crate) fn insert(&self, user: &UserId, client: Arc<Client>) {
-        self.shard(user).lock().insert((user.clone(), client.id), client);
+        self.shard(user)
+            .lock()
+            .insert((user.clone(), client.id), client);
     }
 
     /// Removes a connection.
@@ -108,7 +110,10 @@ impl Clients {
     }
 
     fn shard(&self, user: &UserId) -> &Mutex<Shard> {
-        #[allow(clippy::cast_possible_truncation, reason = "any bits of a hash will do")]
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "any bits of a hash will do"
+        )]
         let hash = self.hasher.hash_one(user) as usize;
         &self.shards[hash % SHARDS]
     }

@@ -40,7 +40,9 @@ impl Deliver for Hub {
 
 impl Hub {
     fn observe(&self, published_at_ms: &[u64]) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         for at in published_at_ms {
             // Two clocks are compared: a negative difference is their skew, not a duration.
             let age = now.saturating_sub(std::time::Duration::from_millis(*at));

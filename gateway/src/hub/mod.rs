@@ -60,7 +60,9 @@ impl Hub {
             clients: Clients::default(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::default(),
-            interest: (0..INTEREST_LOCKS).map(|_| tokio::sync::Mutex::default()).collect(),
+            interest: (0..INTEREST_LOCKS)
+                .map(|_| tokio::sync::Mutex::default())
+                .collect(),
             broker: OnceLock::new(),
             metrics,
             tasks,
@@ -102,7 +104,10 @@ impl Hub {
         if added == Added::Active {
             return Ok(());
         }
-        let subscribed = self.broker().subscribe(channel, namespace.history.as_ref()).await;
+        let subscribed = self
+            .broker()
+            .subscribe(channel, namespace.history.as_ref())
+            .await;
         match subscribed {
             Ok(()) => {
                 known.activate();
@@ -135,7 +140,11 @@ impl Hub {
     }
 
     /// Takes a client off a channel; true when it was on it.
-    pub(crate) fn unsubscribe(self: &Arc<Self>, channel: &ChannelName, client: &Arc<Client>) -> bool {
+    pub(crate) fn unsubscribe(
+        self: &Arc<Self>,
+        channel: &ChannelName,
+        client: &Arc<Client>,
+    ) -> bool {
         let Some(known) = self.find(channel) else {
             return false;
         };
@@ -207,16 +216,24 @@ impl Hub {
 
     fn broker(&self) -> &Arc<dyn Broker> {
         let broker = self.broker.get();
-        &broker.expect("`attach` is called before the first session").0
+        &broker
+            .expect("`attach` is called before the first session")
+            .0
     }
 
     fn hash(&self, channel: &ChannelName) -> usize {
-        #[allow(clippy::cast_possible_truncation, reason = "any bits of a hash will do")]
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "any bits of a hash will do"
+        )]
         let hash = self.hasher.hash_one(channel) as usize;
         hash
     }
 
-    fn shard(&self, channel: &ChannelName) -> &Mutex<HashMap<ChannelName, Arc<Channel>, RandomState>> {
+    fn shard(
+        &self,
+        channel: &ChannelName,
+    ) -> &Mutex<HashMap<ChannelName, Arc<Channel>, RandomState>> {
         &self.shards[self.hash(channel) % SHARDS]
     }
 

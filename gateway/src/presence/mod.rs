@@ -1,5 +1,7 @@
 //! Who is subscribed to a channel now, on any node.
 
+pub mod memory;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -7,7 +7,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use shared::events::{EventClientInfo, PublicationEvent};
 use shared::ids::{ChannelName, StreamPosition};
-use shared::protocol::reply::{ConnectResult, Expiry, Reply, ReplyBody, SubscribeResult, reply_json};
+use shared::protocol::reply::{
+    ConnectResult, Expiry, Reply, ReplyBody, SubscribeResult, reply_json,
+};
 use shared::protocol::{ClientError, ClientInfo, Disconnect, Tags, Unsubscribe};
 use store::archive::PageQuery;
 
@@ -75,7 +77,10 @@ impl Call {
             Self::Connect { .. } => "connect",
             Self::Subscribe { .. } => "subscribe",
             Self::Leave { .. } => "unsubscribe",
-            Self::Publish { answer: Answer::Fixed(_), .. } => "publish",
+            Self::Publish {
+                answer: Answer::Fixed(_),
+                ..
+            } => "publish",
             Self::Publish { .. } | Self::List { .. } => "rpc",
             Self::Presence { .. } => "presence",
             Self::PresenceStats { .. } => "presence_stats",
@@ -173,12 +178,21 @@ impl Services {
         call: Call,
     ) -> (Outcome, Option<Begun>) {
         let outcome = match call {
-            Call::Publish { id, publication, answer } => {
+            Call::Publish {
+                id,
+                publication,
+                answer,
+            } => {
                 return self.publish(id, publication, answer).await;
             }
             Call::Connect { id, result, joins } => self.connect(&client, id, result, joins).await,
             Call::Subscribe { id, expiry, join } => self.subscribe(&client, id, expiry, join).await,
-            Call::Leave { reply, channel, namespace, info } => {
+            Call::Leave {
+                reply,
+                channel,
+                namespace,
+                info,
+            } => {
                 self.leave(&client, &channel, &namespace, info).await;
                 reply.map_or(Outcome::Finished, Outcome::Replied)
             }
@@ -196,7 +210,12 @@ impl Services {
                     }),
                 )
             }
-            Call::History { id, channel, policy, range } => {
+            Call::History {
+                id,
+                channel,
+                policy,
+                range,
+            } => {
                 let page = self.broker.history(&channel, &policy, range).await;
                 replied(
                     id,
@@ -207,9 +226,12 @@ impl Services {
                     }),
                 )
             }
-            Call::List { id, channel, query, newest_first } => {
-                self.list(id, &channel, query, newest_first).await
-            }
+            Call::List {
+                id,
+                channel,
+                query,
+                newest_first,
+            } => self.list(id, &channel, query, newest_first).await,
         };
         (outcome, None)
     }
@@ -233,7 +255,9 @@ impl Services {
         };
         let told = match was_there {
             Ok(true) if namespace.options.join_leave => {
-                self.broker.signal(channel, ChannelSignal::Leave(info)).await
+                self.broker
+                    .signal(channel, ChannelSignal::Leave(info))
+                    .await
             }
             Ok(_) => Ok(()),
             Err(error) => Err(error),
@@ -253,10 +277,18 @@ impl Services {
         let namespace = namespace_of(&self.rules, &publication.channel);
         match self.publisher.begin(publication).await {
             Ok(pending) => {
-                let begun = Begun { id, namespace, pending, answer };
+                let begun = Begun {
+                    id,
+                    namespace,
+                    pending,
+                    answer,
+                };
                 (Outcome::PublishBegun, Some(begun))
             }
-            Err(error) => (Outcome::Replied(error_reply(id, client_error(&error))), None),
+            Err(error) => (
+                Outcome::Replied(error_reply(id, client_error(&error))),
+                None,
+            ),
         }
     }
 
@@ -281,7 +313,13 @@ impl Services {
             }
         }
         let results: Vec<SubscribeResult> = result.subs.iter().map(|(_, r)| r.clone()).collect();
-        send(client, &Reply { id, body: ReplyBody::Connect(result) });
+        send(
+            client,
+            &Reply {
+                id,
+                body: ReplyBody::Connect(result),
+            },
+        );
         for (join, result) in entered.into_iter().zip(&results) {
             self.live(client, join, result).await;
         }
@@ -305,7 +343,13 @@ impl Services {
                 Outcome::Finished
             }
             Err(error) => {
-                self.leave(client, &join.channel, &join.namespace, Arc::clone(&join.info)).await;
+                self.leave(
+                    client,
+                    &join.channel,
+                    &join.namespace,
+                    Arc::clone(&join.info),
+                )
+                .await;
                 let channel = join.channel;
                 Outcome::SubscribeFailed { id, channel, error }
             }
@@ -313,8 +357,14 @@ impl Services {
     }
 
     /// Puts a client on a channel, still without live publications: what is its past?
-    async fn enter(&self, client: &Arc<Client>, join: &Join) -> Result<SubscribeResult, ClientError> {
-        let Join { channel, namespace, .. } = join;
+    async fn enter(
+        &self,
+        client: &Arc<Client>,
+        join: &Join,
+    ) -> Result<SubscribeResult, ClientError> {
+        let Join {
+            channel, namespace, ..
+        } = join;
         self.hub
             .subscribe(channel, namespace, client, join.wants_signals)
             .await
@@ -334,7 +384,11 @@ impl Services {
         };
         let Some(since) = &join.recover else {
             let top = self.top(channel, policy).await?;
-            return Ok(SubscribeResult { epoch: Some(top.epoch), offset: top.offset, ..result });
+            return Ok(SubscribeResult {
+                epoch: Some(top.epoch),
+                offset: top.offset,
+                ..result
+            });
         };
         self.recover(join, policy, since, result).await
     }
@@ -355,14 +409,21 @@ impl Services {
             Ok(page) => page,
             Err(BrokerError::UnrecoverablePosition) => {
                 let top = self.top(&join.channel, policy).await?;
-                crate::broker::HistoryPage { publications: Vec::new(), top }
+                crate::broker::HistoryPage {
+                    publications: Vec::new(),
+                    top,
+                }
             }
             Err(error) => return Err(client_error(&error)),
         };
         let epoch = page.top.epoch.clone();
         let recovery = recovery::decide(since, page, policy.durable);
         let label = RecoveryLabel {
-            result: if recovery.recovered { "recovered" } else { "unrecovered" },
+            result: if recovery.recovered {
+                "recovered"
+            } else {
+                "unrecovered"
+            },
             source: "history",
         };
         self.metrics.recoveries.get_or_create(&label).inc();
@@ -381,9 +442,19 @@ impl Services {
     /// Begins to hand publications on, after the reply is queued.
     async fn live(&self, client: &Arc<Client>, join: Join, result: &SubscribeResult) {
         // The client stands at the last publication it was given.
-        let last = result.publications.last().map_or(result.offset, |last| last.offset);
-        let after = result.epoch.clone().map(|epoch| StreamPosition { offset: last, epoch });
-        if self.hub.go_live(&join.channel, client, after.as_ref()).is_err() {
+        let last = result
+            .publications
+            .last()
+            .map_or(result.offset, |last| last.offset);
+        let after = result.epoch.clone().map(|epoch| StreamPosition {
+            offset: last,
+            epoch,
+        });
+        if self
+            .hub
+            .go_live(&join.channel, client, after.as_ref())
+            .is_err()
+        {
             self.metrics.insufficient_state.inc();
             client.queue.signal(Signal::Unsubscribe(
                 join.channel.clone(),
@@ -403,9 +474,14 @@ impl Services {
         channel: &ChannelName,
         policy: &HistoryPolicy,
     ) -> Result<StreamPosition, ClientError> {
-        let range = HistoryRange { since: None, limit: Some(0), reverse: false };
+        let range = HistoryRange {
+            since: None,
+            limit: Some(0),
+            reverse: false,
+        };
         let page = self.broker.history(channel, policy, range).await;
-        page.map(|page| page.top).map_err(|error| client_error(&error))
+        page.map(|page| page.top)
+            .map_err(|error| client_error(&error))
     }
 
     async fn list(

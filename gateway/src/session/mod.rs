@@ -8,7 +8,7 @@
 pub(crate) mod call;
 mod command;
 pub(crate) mod recovery;
-pub mod send_queue;
+pub(crate) mod send_queue;
 pub(crate) mod state;
 pub(crate) mod task;
 pub(crate) mod ticks;
@@ -30,7 +30,7 @@ use crate::outbox::Publisher;
 use crate::presence::Presence;
 
 /// Name and version, as `connect` and `info` tell them.
-pub const VERSION: &str = concat!("wyd ", env!("CARGO_PKG_VERSION"));
+pub(crate) const VERSION: &str = concat!("wyd ", env!("CARGO_PKG_VERSION"));
 
 /// What all sessions of a node share and only read.
 #[derive(Debug)]

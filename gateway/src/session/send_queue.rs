@@ -230,7 +230,9 @@ impl SendQueue {
                     state.frames.clear();
                     state.front_written = 0;
                     state.bytes = 0;
-                    state.signals.push(Signal::Disconnect(Disconnect::CONNECTION_CLOSED));
+                    state
+                        .signals
+                        .push(Signal::Disconnect(Disconnect::CONNECTION_CLOSED));
                     self.wake.notify_one();
                     return true;
                 }
@@ -255,7 +257,8 @@ impl SendQueue {
             *slice = IoSlice::new(bytes);
             count += 1;
         }
-        self.socket.try_write_vectored(slices.get(..count).unwrap_or_default())
+        self.socket
+            .try_write_vectored(slices.get(..count).unwrap_or_default())
     }
 
     /// Brings the metric up to date with what waits.

@@ -217,12 +217,15 @@ impl SessionState {
             self.pong_due = Some(now.instant + client.pong_timeout);
             self.next_ping = Some(now.instant + client.ping_interval);
         }
-        let close_at = self.expire_at.map(|at| at + client.expired_close_delay.as_secs());
+        let close_at = self
+            .expire_at
+            .map(|at| at + client.expired_close_delay.as_secs());
         if close_at.is_some_and(|at| now.unix >= at) {
             return Err(Disconnect::EXPIRED);
         }
         for channel in self.expired_subscriptions(now) {
-            self.waiting.push_back(Work::End(channel, Unsubscribe::EXPIRED));
+            self.waiting
+                .push_back(Work::End(channel, Unsubscribe::EXPIRED));
         }
         self.advance(now, effects)
     }
@@ -235,13 +238,16 @@ impl SessionState {
             Phase::Refused { since } => Some(since + REFUSED_CLOSE_DELAY),
             Phase::Connecting | Phase::Open => None,
         };
-        let expiry = self.expire_at.map(|at| {
-            now.instant_of(at) + client.expired_close_delay
-        });
-        let subscriptions = self.subscriptions.values().filter_map(|s| s.expire_at).min();
-        let subscription = subscriptions.map(|at| {
-            now.instant_of(at) + client.expired_sub_close_delay
-        });
+        let expiry = self
+            .expire_at
+            .map(|at| now.instant_of(at) + client.expired_close_delay);
+        let subscriptions = self
+            .subscriptions
+            .values()
+            .filter_map(|s| s.expire_at)
+            .min();
+        let subscription =
+            subscriptions.map(|at| now.instant_of(at) + client.expired_sub_close_delay);
         [phase, self.next_ping, self.pong_due, expiry, subscription]
             .into_iter()
             .flatten()
@@ -296,7 +302,13 @@ impl SessionState {
     }
 
     /// Answers `connect` with an error; nothing more is read.
-    pub(super) fn refuse(&mut self, id: u32, error: ClientError, now: Now, effects: &mut Vec<Effect>) {
+    pub(super) fn refuse(
+        &mut self,
+        id: u32,
+        error: ClientError,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
         self.phase = Phase::Refused { since: now.instant };
         self.waiting.clear();
         effects.push(Effect::Reply(error_reply(id, error)));
@@ -332,7 +344,10 @@ impl SessionState {
 
     fn pong(&mut self) -> Result<(), Disconnect> {
         // Nobody asked: the peer does not speak the protocol.
-        self.pong_due.take().map(|_| ()).ok_or(Disconnect::BAD_REQUEST)
+        self.pong_due
+            .take()
+            .map(|_| ())
+            .ok_or(Disconnect::BAD_REQUEST)
     }
 
     fn expired_subscriptions(&self, now: Now) -> Vec<ChannelName> {
@@ -373,7 +388,9 @@ impl SessionState {
             return Err(Disconnect::BAD_REQUEST);
         };
         match (self.phase, request) {
-            (Phase::New { .. }, Request::Connect(request)) => self.connect(id, request, now, effects),
+            (Phase::New { .. }, Request::Connect(request)) => {
+                self.connect(id, request, now, effects)
+            }
             (Phase::Open, request) => {
                 let answered = self.open_command(id, request, now, effects)?;
                 if let Err(error) = answered {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use shared::protocol::reply::{PING_JSON, Push, Reply, push_json, reply_json};
 use shared::protocol::Disconnect;
+use shared::protocol::reply::{PING_JSON, Push, Reply, push_json, reply_json};
 use tokio::time::Instant;
 
 use super::call::{Begun, Call, Outcome};
@@ -40,7 +40,7 @@ pub(crate) struct SessionTask {
 /// What a session waits for besides its transport.
 pub(crate) enum Event {
     /// A call has its outcome.
-    Done(Outcome, Option<Begun>),
+    Done(Box<(Outcome, Option<Begun>)>),
     /// A publish is safe, or failed.
     Published(Reply, String, Instant),
     /// There may be signals.
@@ -94,7 +94,7 @@ impl SessionTask {
                 }
             } => {
                 self.call = None;
-                Event::Done(outcome, begun)
+                Event::Done(Box::new((outcome, begun)))
             }
             Some((reply, namespace, since)) = async {
                 match &mut self.publishes {
@@ -114,12 +114,17 @@ impl SessionTask {
         let now = Now::read();
         let mut effects = Vec::new();
         match event {
-            Event::Done(outcome, begun) => {
+            Event::Done(done) => {
+                let (outcome, begun) = *done;
                 self.begin_waiting(begun, now);
                 self.state.done(outcome, now, &mut effects)?;
             }
             Event::Published(reply, namespace, since) => {
-                if self.publishes.as_ref().is_some_and(|publishes| publishes.is_empty()) {
+                if self
+                    .publishes
+                    .as_ref()
+                    .is_some_and(|publishes| publishes.is_empty())
+                {
                     self.publishes = None;
                 }
                 self.observe_publish(namespace, now.instant - since);
@@ -140,14 +145,19 @@ impl SessionTask {
         let code = u32::from(disconnect.code);
         metrics.disconnects.get_or_create(&CodeLabel { code }).inc();
         if !self.state.is_open() {
-            metrics.connects.get_or_create(&ResultLabel { result: "refused" }).inc();
+            metrics
+                .connects
+                .get_or_create(&ResultLabel { result: "refused" })
+                .inc();
         }
         if let Some(user) = self.state.user() {
             self.services.hub.clients.remove(user, self.client.id);
         }
         let left = async {
             for (channel, namespace, info) in self.state.take_subscriptions() {
-                self.services.leave(&self.client, &channel, &namespace, info).await;
+                self.services
+                    .leave(&self.client, &channel, &namespace, info)
+                    .await;
             }
         };
         if tokio::time::timeout(FAREWELL_TIMEOUT, left).await.is_err() {
@@ -165,7 +175,8 @@ impl SessionTask {
                 }
                 Signal::UnsubscribeAll(end) => {
                     for channel in self.state.channels() {
-                        self.state.end_subscription(channel, end.clone(), now, effects)?;
+                        self.state
+                            .end_subscription(channel, end.clone(), now, effects)?;
                     }
                 }
                 Signal::Drain => self.is_draining = true,
@@ -179,7 +190,8 @@ impl SessionTask {
     }
 
     fn apply(&mut self, effects: Vec<Effect>, now: Now) -> Result<(), Disconnect> {
-        let queue = &self.client.queue;
+        let client = Arc::clone(&self.client);
+        let queue = &client.queue;
         for effect in effects {
             match effect {
                 Effect::Reply(reply) => queue.send(frame::text(|out| reply_json(out, &reply))),
@@ -188,7 +200,10 @@ impl SessionTask {
                     push_json(out, &channel, Push::Unsubscribe(&end));
                 })),
                 Effect::Connected(info) => {
-                    self.services.hub.clients.insert(&info.user, Arc::clone(&self.client));
+                    self.services
+                        .hub
+                        .clients
+                        .insert(&info.user, Arc::clone(&self.client));
                     let label = ResultLabel { result: "ok" };
                     self.services.metrics.connects.get_or_create(&label).inc();
                     self.schedule(now);

@@ -47,7 +47,9 @@ impl Ticks {
 
     /// Wakes the client's session at `at`, or up to a slot later; an earlier call is forgotten.
     pub(crate) fn schedule(&self, client: &std::sync::Arc<Client>, at: Instant, now: Instant) {
-        let turn = self.turn_of(at).clamp(self.turn_of(now) + 1, self.turn_of(now) + SLOTS - 1);
+        let turn = self
+            .turn_of(at)
+            .clamp(self.turn_of(now) + 1, self.turn_of(now) + SLOTS - 1);
         if client.next_tick.turn.swap(turn, Ordering::Relaxed) == turn {
             return;
         }

@@ -11,9 +11,9 @@ pub(crate) fn is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     let mut origins = headers.get_all(ORIGIN).iter();
     match (origins.next(), origins.next()) {
         (None, _) => true,
-        (Some(origin), None) => origin.to_str().is_ok_and(|origin| {
-            allowed.iter().any(|pattern| matches(pattern, origin))
-        }),
+        (Some(origin), None) => origin
+            .to_str()
+            .is_ok_and(|origin| allowed.iter().any(|pattern| matches(pattern, origin))),
         // Two origins are a forgery.
         _ => false,
     }
@@ -28,7 +28,9 @@ fn matches(pattern: &str, origin: &str) -> bool {
     let Some((head, tail)) = pattern.split_once('*') else {
         return pattern == origin;
     };
-    let between = origin.strip_prefix(head).and_then(|rest| rest.strip_suffix(tail));
+    let between = origin
+        .strip_prefix(head)
+        .and_then(|rest| rest.strip_suffix(tail));
     between.is_some_and(|between| !between.is_empty() && !between.contains('/'))
 }
 

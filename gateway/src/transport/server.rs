@@ -144,17 +144,15 @@ impl Server {
         if self.limits.connections_max > 0 && open >= self.limits.connections_max {
             return busy();
         }
-        match websocket::handshake(request, &settings) {
-            Ok((answer, upgraded)) => {
-                let server = Arc::clone(&self);
-                self.tasks.spawn(async move {
-                    let _open = Counted::new(&server.counts.open);
-                    websocket::run(upgraded, Arc::clone(&server.services), settings).await;
-                });
-                answer
-            }
-            Err(refusal) => refusal,
+        let (answer, upgraded) = websocket::handshake(request, &settings);
+        if let Some(upgraded) = upgraded {
+            let server = Arc::clone(&self);
+            self.tasks.spawn(async move {
+                let _open = Counted::new(&server.counts.open);
+                websocket::run(upgraded, Arc::clone(&server.services), settings).await;
+            });
         }
+        answer
     }
 }
 

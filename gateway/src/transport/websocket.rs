@@ -84,14 +84,26 @@ impl From<Disconnect> for End {
     }
 }
 
-/// Answers a handshake; the session starts when the answer is written.
-///
-/// The caller spawns the returned future.
+/// Answers a handshake. The session starts when the answer is written: the caller spawns `run`
+/// with what comes with it; there is nothing when the handshake is refused.
 pub(crate) fn handshake<B>(
     mut request: Request<B>,
     settings: &Settings,
-) -> Result<(Response<Full<Bytes>>, UpgradeFut), Response<Full<Bytes>>> {
-    if request.method() != Method::GET || !is_upgrade_request(&request) {
+) -> (Response<Full<Bytes>>, Option<UpgradeFut>) {
+    match try_handshake(&mut request, settings) {
+        Ok((answer, upgraded)) => (answer, Some(upgraded)),
+        Err((status, reason)) => (refusal(status, &reason), None),
+    }
+}
+
+type Accepted = (Response<Full<Bytes>>, UpgradeFut);
+
+fn try_handshake<B>(
+    request: &mut Request<B>,
+    settings: &Settings,
+) -> Result<Accepted, (StatusCode, String)> {
+    let refusal = |status, reason: &str| (status, reason.to_owned());
+    if request.method() != Method::GET || !is_upgrade_request(request) {
         return Err(refusal(
             StatusCode::BAD_REQUEST,
             "this is a WebSocket endpoint: send a GET with Connection: Upgrade",
@@ -103,15 +115,15 @@ pub(crate) fn handshake<B>(
             "this Origin is not allowed: add it to client.allowed_origins",
         ));
     }
-    if !has_good_key(&request) {
+    if !has_good_key(request) {
         return Err(refusal(
             StatusCode::BAD_REQUEST,
             "Sec-WebSocket-Key must be 16 bytes in base64, once",
         ));
     }
     let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL).cloned();
-    let (answer, upgraded) = upgrade(&mut request)
-        .map_err(|error| refusal(StatusCode::BAD_REQUEST, &error.to_string()))?;
+    let (answer, upgraded) =
+        upgrade(request).map_err(|error| refusal(StatusCode::BAD_REQUEST, &error.to_string()))?;
     let mut answer = answer.map(|_| Full::default());
     if offered.is_some_and(|offered| offers_json(&offered)) {
         answer.headers_mut().insert(
@@ -134,7 +146,9 @@ fn has_good_key<B>(request: &Request<B>) -> bool {
 
 fn offers_json(offered: &HeaderValue) -> bool {
     let offered = offered.to_str().unwrap_or_default();
-    offered.split(',').any(|name| name.trim() == SUBPROTOCOL_JSON)
+    offered
+        .split(',')
+        .any(|name| name.trim() == SUBPROTOCOL_JSON)
 }
 
 /// Builds an answer that refuses a request in plain words.
@@ -149,7 +163,10 @@ pub(crate) async fn run(upgraded: UpgradeFut, services: Arc<Services>, settings:
     let Some((socket, early)) = socket(upgraded).await else {
         return;
     };
-    let label = TransportLabel { transport: "websocket", protocol: "json" };
+    let label = TransportLabel {
+        transport: "websocket",
+        protocol: "json",
+    };
     let connections = services.metrics.connections.get_or_create(&label).clone();
     connections.inc();
     let queue_bytes_max = services.rules.client.send_queue_bytes_max;
@@ -169,12 +186,20 @@ pub(crate) async fn run(upgraded: UpgradeFut, services: Arc<Services>, settings:
     let disconnect = match &end {
         End::Disconnect(disconnect) => disconnect.clone(),
         End::Closed(_) | End::Gone => Disconnect::CONNECTION_CLOSED,
-        End::Frame(code, reason) => Disconnect { code: *code, reason: (*reason).into() },
+        End::Frame(code, reason) => Disconnect {
+            code: *code,
+            reason: (*reason).into(),
+        },
     };
     tracing::debug!(client = %client.id, code = disconnect.code, "connection ended");
-    let Connection { session, settings, .. } = connection;
+    let Connection {
+        session, settings, ..
+    } = connection;
     // The others learn of the end while this one still says goodbye to its peer.
-    tokio::join!(session.end(&disconnect), goodbye(&client, end, settings.write_timeout));
+    tokio::join!(
+        session.end(&disconnect),
+        goodbye(&client, end, settings.write_timeout)
+    );
     connections.dec();
 }
 
@@ -263,9 +288,13 @@ impl Connection {
         let stuck: fn() -> End = || End::Disconnect(Disconnect::WRITE_ERROR);
         if is_blocked {
             // Restarts with every write that makes progress.
-            return Some((Instant::now() + self.settings.write_timeout.max(STUCK_MIN), stuck));
+            return Some((
+                Instant::now() + self.settings.write_timeout.max(STUCK_MIN),
+                stuck,
+            ));
         }
-        self.partial_since.map(|since| (since + self.settings.message_timeout, late))
+        self.partial_since
+            .map(|since| (since + self.settings.message_timeout, late))
     }
 
     /// Reads what is there, once: other sessions of the thread come next.
@@ -335,15 +364,22 @@ async fn goodbye(client: &Client, end: End, write_timeout: Duration) {
 /// Reads and drops what the peer still sends, up to its close frame or its end.
 async fn discard(socket: &TcpStream) {
     let mut reader = FrameReader::default();
-    let limits = Limits { message_bytes_max: READ_BYTES, fragments_max: 128 };
+    let limits = Limits {
+        message_bytes_max: READ_BYTES,
+        fragments_max: 128,
+    };
     while socket.readable().await.is_ok() {
         let is_over = READ_BUFFER.with_borrow_mut(|buffer| match socket.try_read(buffer) {
             Ok(0) => true,
             Ok(count) => reader
-                .feed(buffer.get_mut(..count).unwrap_or_default(), limits, |event| match event {
-                    Event::Close(_) => Err(FrameError::Protocol),
-                    _ => Ok(()),
-                })
+                .feed(
+                    buffer.get_mut(..count).unwrap_or_default(),
+                    limits,
+                    |event| match event {
+                        Event::Close(_) => Err(FrameError::Protocol),
+                        _ => Ok(()),
+                    },
+                )
                 .is_err(),
             Err(error) => error.kind() != ErrorKind::WouldBlock,
         });

@@ -1,11 +1,15 @@
 //! The job log: Kafka, or a queue inside the process; outbox and consumers see only this.
 
+mod cloud_events;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::BoxError;
+
+pub use cloud_events::publication_job;
 
 /// A log of jobs in topics and partitions.
 ///

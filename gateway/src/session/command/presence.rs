@@ -34,7 +34,9 @@ impl SessionState {
     fn with_presence(&self, channel: &str) -> Result<ChannelName, ClientError> {
         let (channel, namespace) = self.rules.channels.resolve(channel)?;
         let asker = self.asker(&channel).ok_or(ClientError::UNAUTHORIZED)?;
-        self.rules.channels.may(Action::Presence, &namespace, asker)?;
+        self.rules
+            .channels
+            .may(Action::Presence, &namespace, asker)?;
         Ok(channel)
     }
 }

@@ -35,7 +35,14 @@ impl SessionState {
             body: ReplyBody::Publish,
         };
         let answer = Answer::Fixed(reply);
-        self.call(Call::Publish { id, publication, answer }, effects);
+        self.call(
+            Call::Publish {
+                id,
+                publication,
+                answer,
+            },
+            effects,
+        );
         Ok(())
     }
 
@@ -48,8 +55,12 @@ impl SessionState {
     ) -> Result<NewPublication, ClientError> {
         let (channel, namespace) = self.rules.channels.resolve(channel)?;
         let asker = self.asker(&channel).ok_or(ClientError::UNAUTHORIZED)?;
-        self.rules.channels.may(Action::Publish, &namespace, asker)?;
-        let data = data.map(payload::from_raw).ok_or(ClientError::BAD_REQUEST)?;
+        self.rules
+            .channels
+            .may(Action::Publish, &namespace, asker)?;
+        let data = data
+            .map(payload::from_raw)
+            .ok_or(ClientError::BAD_REQUEST)?;
         let subscription = self.subscriptions.get(&channel);
         let info = subscription.map_or(self.info.clone(), |s| Some(Arc::clone(&s.info)));
         let scope = format!("user:{}", asker.user);
@@ -87,7 +98,11 @@ pub(crate) fn identify(
     let idempotency = Idempotency {
         scope: scope.to_owned(),
         key: key.to_owned(),
-        ttl: if is_durable { IDEMPOTENCY_TTL_DURABLE } else { IDEMPOTENCY_TTL },
+        ttl: if is_durable {
+            IDEMPOTENCY_TTL_DURABLE
+        } else {
+            IDEMPOTENCY_TTL
+        },
     };
     Ok((MessageId::of_key(scope, channel, key), Some(idempotency)))
 }

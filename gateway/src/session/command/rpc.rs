@@ -63,7 +63,14 @@ impl SessionState {
         let publication =
             self.publication(&params.channel, Some(&params.data), &params.idempotency_key)?;
         let answer = Answer::Position;
-        self.call(Call::Publish { id, publication, answer }, effects);
+        self.call(
+            Call::Publish {
+                id,
+                publication,
+                answer,
+            },
+            effects,
+        );
         Ok(())
     }
 
@@ -76,7 +83,9 @@ impl SessionState {
         let params: ListParams = parse(request)?;
         let (channel, namespace) = self.rules.channels.resolve(&params.channel)?;
         let asker = self.asker(&channel).ok_or(ClientError::UNAUTHORIZED)?;
-        self.rules.channels.may(Action::History, &namespace, asker)?;
+        self.rules
+            .channels
+            .may(Action::History, &namespace, asker)?;
         if !namespace.options.durable {
             return Err(ClientError::NOT_AVAILABLE);
         }
@@ -89,7 +98,15 @@ impl SessionState {
             reverse: params.after.is_none(),
         };
         let newest_first = params.reverse;
-        self.call(Call::List { id, channel, query, newest_first }, effects);
+        self.call(
+            Call::List {
+                id,
+                channel,
+                query,
+                newest_first,
+            },
+            effects,
+        );
         Ok(())
     }
 }

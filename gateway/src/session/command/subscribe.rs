@@ -40,7 +40,10 @@ impl SessionState {
         Ok(self
             .join(channel, namespace, request, token, false)
             .map(|join| {
-                let expiry = self.subscriptions.get(&join.channel).and_then(|s| s.expire_at);
+                let expiry = self
+                    .subscriptions
+                    .get(&join.channel)
+                    .and_then(|s| s.expire_at);
                 let expiry = Self::expiry(expiry, now);
                 self.call(Call::Subscribe { id, expiry, join }, effects);
             }))
@@ -73,7 +76,8 @@ impl SessionState {
                 || (request.positioned && may_position));
         let wants_signals = options.force_push_join_leave
             || (options.join_leave && request.join_leave && may(Action::Presence));
-        let (chan_info, expire_at) = token.map_or((None, None), |token| (token.info, token.expire_at));
+        let (chan_info, expire_at) =
+            token.map_or((None, None), |token| (token.info, token.expire_at));
         let info = match chan_info {
             Some(chan_info) => Arc::new(ClientInfo {
                 chan_info: Some(chan_info),
