@@ -5,5 +5,6 @@
 //! many connections and deliveries. Only the wire is known here: nothing of the gateway, nothing of the workers.
 
 pub mod client;
+pub mod latency;
 pub mod measure;
 pub mod replay;

@@ -243,7 +243,7 @@ impl Connection {
 
     /// Hands over every message that has arrived, one JSON object each; answers pings by itself.
     ///
-    /// Returns how many frames held them.
+    /// Returns how many frames held them; frames of nothing but a ping are not counted.
     ///
     /// # Errors
     /// [`Closed`] when the connection has ended or the server broke the protocol.
@@ -258,16 +258,17 @@ impl Connection {
             match frame.opcode {
                 Opcode::Text | Opcode::Binary | Opcode::Continuation => {
                     let is_whole = frame.is_final && self.fragments.is_empty();
-                    if is_whole {
-                        pings += split_messages(frame.payload, &mut take)?;
+                    let content = if is_whole {
+                        split_messages(frame.payload, &mut take)?
                     } else {
                         self.fragments.extend_from_slice(frame.payload);
-                        if frame.is_final {
-                            pings +=
-                                split_messages(&std::mem::take(&mut self.fragments), &mut take)?;
+                        if !frame.is_final {
+                            continue;
                         }
-                    }
-                    frames += 1;
+                        split_messages(&std::mem::take(&mut self.fragments), &mut take)?
+                    };
+                    pings += content.pings;
+                    frames += usize::from(content.messages > 0);
                 }
                 Opcode::Ping => pong = Some(frame.payload.to_vec()),
                 Opcode::Pong => {}
@@ -284,20 +285,30 @@ impl Connection {
     }
 }
 
-/// Splits a frame into its messages; returns how many of them were pings.
+/// What a frame held.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Content {
+    messages: usize,
+    pings: usize,
+}
+
+/// Splits a frame into its messages.
 fn split_messages(
     payload: &[u8],
     take: &mut impl FnMut(&[u8]) -> Result<(), Closed>,
-) -> Result<usize, Closed> {
-    let mut pings = 0;
+) -> Result<Content, Closed> {
+    let mut content = Content::default();
     for message in payload.split(|byte| *byte == b'\n') {
         match message {
-            b"{}" => pings += 1,
+            b"{}" => content.pings += 1,
             b"" => return Err(Closed::lost("server sent an empty message")),
-            message => take(message)?,
+            message => {
+                take(message)?;
+                content.messages += 1;
+            }
         }
     }
-    Ok(pings)
+    Ok(content)
 }
 
 /// Reads one message of the server.
@@ -329,11 +340,15 @@ mod tests {
     #[test]
     fn frames_are_split_into_messages_and_pings_counted() {
         let mut messages = Vec::new();
-        let pings = split_messages(b"{\"id\":1}\n{}\n{\"id\":2}", &mut |message| {
+        let content = split_messages(b"{\"id\":1}\n{}\n{\"id\":2}", &mut |message| {
             messages.push(message.to_vec());
             Ok(())
         });
-        assert_eq!(pings, Ok(1));
+        let counted = Content {
+            messages: 2,
+            pings: 1,
+        };
+        assert_eq!(content, Ok(counted));
         assert_eq!(messages, [b"{\"id\":1}", b"{\"id\":2}"]);
         assert!(split_messages(b"{}\n", &mut |_| Ok(())).is_err());
     }

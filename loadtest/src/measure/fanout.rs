@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use bytes::Bytes;
-use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -18,7 +17,7 @@ use super::http::HttpConnection;
 use super::server::Server;
 use super::{check_open_files, process};
 use crate::client::TokenSigner;
-use crate::replay::report::Latency;
+use crate::latency::{Latencies, LatencySummary};
 
 /// How long the last deliveries of a window may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,7 +69,7 @@ pub struct FanoutReport {
     /// Deliveries for one second of it.
     pub deliveries_per_cpu_second: f64,
     /// From the call of the API to the client.
-    pub latency_ms: Latency,
+    pub latency_ms: LatencySummary,
     /// Connections that the server closed meanwhile; must be 0.
     pub lost: usize,
 }
@@ -83,7 +82,7 @@ struct Tally {
     /// Count of messages that somebody waits for.
     target: AtomicUsize,
     reached: Notify,
-    latency: Mutex<Histogram<u64>>,
+    latency: Mutex<Latencies>,
 }
 
 impl Tally {
@@ -94,7 +93,7 @@ impl Tally {
             frames: AtomicUsize::new(0),
             target: AtomicUsize::new(usize::MAX),
             reached: Notify::new(),
-            latency: Mutex::new(Histogram::new(3).expect("3 digits are allowed")),
+            latency: Mutex::default(),
         }
     }
 
@@ -128,7 +127,7 @@ impl Watch for Tally {
             && let Some(sent) = sent_micros(message)
         {
             let latency = self.micros().saturating_sub(sent);
-            self.latency.lock().saturating_record(latency);
+            self.latency.lock().record(Duration::from_micros(latency));
         }
         if count >= self.target.load(Ordering::SeqCst) {
             self.reached.notify_one();
@@ -170,7 +169,7 @@ pub async fn run(server: &Server, options: &FanoutOptions) -> anyhow::Result<Fan
     let mut publisher = Publisher::new(server, options, channels, Arc::clone(&tally)).await?;
 
     publisher.publish_for(WARM_UP).await?;
-    tally.latency.lock().reset();
+    tally.latency.lock().clear();
     let before = Mark::read(server.pid, &tally, &publisher)?;
     let start = Instant::now();
     publisher.publish_for(options.duration).await?;
@@ -180,7 +179,7 @@ pub async fn run(server: &Server, options: &FanoutOptions) -> anyhow::Result<Fan
     let deliveries = after.messages - before.messages;
     let expected = after.expected - before.expected;
     let cpu = (after.cpu - before.cpu).as_secs_f64();
-    let latency_ms = Latency::of(&tally.latency.lock());
+    let latency_ms = tally.latency.lock().summary();
     let lost = crowd.lost();
     crowd.leave().await;
     Ok(FanoutReport {

@@ -6,19 +6,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::conversation::{Conversation, number_of};
 use crate::client::{Position, Publication};
+use crate::latency::Latencies;
 
 /// Examples of what is wrong that a report keeps, for each room.
 const FINDINGS_MAX: usize = 10;
-/// Longest latency that is told apart.
-const LATENCY_MAX: Duration = Duration::from_secs(120);
 
 /// What was counted; everything from `lost` to `refused` must be 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -133,7 +130,7 @@ pub struct RoomLedger {
     /// Smallest offset that a member began with: the archive is read from there.
     baseline: Option<u64>,
     counts: Counts,
-    latency: Histogram<u64>,
+    latency: Latencies,
     findings: Vec<String>,
 }
 
@@ -197,7 +194,6 @@ impl RoomLedger {
     /// An empty ledger of a room.
     pub fn new(conversation: Arc<Conversation>, room: usize) -> Self {
         let members = conversation.rooms[room].members.len();
-        let latency_max = u64::try_from(LATENCY_MAX.as_micros()).unwrap_or(u64::MAX);
         Self {
             room,
             lines: HashMap::new(),
@@ -205,8 +201,7 @@ impl RoomLedger {
             members: (0..members).map(|_| MemberLedger::default()).collect(),
             baseline: None,
             counts: Counts::default(),
-            latency: Histogram::new_with_bounds(1, latency_max, 3)
-                .expect("the bounds are constants and right"),
+            latency: Latencies::default(),
             findings: Vec::new(),
             conversation,
         }
@@ -284,9 +279,7 @@ impl RoomLedger {
         if publication.is_recovered {
             self.counts.recovered_deliveries += 1;
         } else if let Some(sent_at) = self.lines.get(&number).and_then(|line| line.sent_at) {
-            let latency = (now - sent_at).as_micros();
-            self.latency
-                .saturating_record(u64::try_from(latency).unwrap_or(u64::MAX));
+            self.latency.record(now - sent_at);
         }
         if publication.offset > 0 {
             self.moved(member, publication);
@@ -460,7 +453,7 @@ impl RoomLedger {
     }
 
     /// Counts what can only be known at the end, and returns everything.
-    pub fn finish(mut self) -> (Counts, Histogram<u64>, Vec<String>) {
+    pub fn finish(mut self) -> (Counts, Latencies, Vec<String>) {
         let missed: Vec<_> = self.missed().collect();
         for (number, member, offset) in missed {
             self.counts.lost += 1;

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::Stage;
 use super::ledger::Counts;
+use crate::latency::{Latencies, LatencySummary};
 
 /// The result of a replay.
 #[derive(Debug, Clone, Serialize)]
@@ -36,56 +36,20 @@ pub struct Report {
     /// Messages that were sent again with the same key.
     pub retries: usize,
     /// From the first sending to each live delivery.
-    pub latency_ms: Latency,
+    pub latency_ms: LatencySummary,
     /// Examples of what is wrong.
     pub findings: Vec<String>,
-}
-
-/// Percentiles of a latency, in milliseconds.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Latency {
-    /// Half are faster.
-    pub p50: f64,
-    /// 95 % are faster.
-    pub p95: f64,
-    /// 99 % are faster.
-    pub p99: f64,
-    /// The slowest.
-    pub max: f64,
-}
-
-impl Latency {
-    /// Reads the percentiles of a histogram of microseconds.
-    pub fn of(histogram: &Histogram<u64>) -> Self {
-        let millis = |micros: u64| Duration::from_micros(micros).as_secs_f64() * 1e3;
-        Self {
-            p50: millis(histogram.value_at_quantile(0.50)),
-            p95: millis(histogram.value_at_quantile(0.95)),
-            p99: millis(histogram.value_at_quantile(0.99)),
-            max: millis(histogram.max()),
-        }
-    }
-}
-
-impl fmt::Display for Latency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "p50 {:.1} ms, p95 {:.1} ms, p99 {:.1} ms, max {:.1} ms",
-            self.p50, self.p95, self.p99, self.max
-        )
-    }
 }
 
 impl Report {
     pub(crate) fn new(stage: Stage, said_in: Duration, archives_read: usize) -> Self {
         let mut counts = Counts::default();
-        let mut latency = Histogram::<u64>::new(3).expect("3 digits are allowed");
+        let mut latency = Latencies::default();
         let mut findings = Vec::new();
         for room in stage.rooms {
             let (room_counts, room_latency, room_findings) = room.into_inner().finish();
             counts.add(&room_counts);
-            latency += room_latency;
+            latency.merge(&room_latency);
             findings.extend(room_findings);
         }
         Self {
@@ -100,7 +64,7 @@ impl Report {
             deliveries_expected: stage.conversation.deliveries(),
             reconnects: stage.progress.reconnects(),
             retries: stage.progress.retries(),
-            latency_ms: Latency::of(&latency),
+            latency_ms: latency.summary(),
             findings,
         }
     }
