@@ -29,13 +29,13 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"#;
 const PAGE: &str = r#"
 SELECT channel, epoch, "offset", id, kind, user_id, info, data, tags, published_at_ms
 FROM messages
-WHERE channel = ? AND "offset" > ? AND "offset" < ? AND (?4 IS NULL OR epoch = ?4)
-ORDER BY "offset" LIMIT ?"#;
+WHERE channel = ?1 AND "offset" > ?2 AND "offset" < ?3 AND (?4 IS NULL OR epoch = ?4)
+ORDER BY "offset" LIMIT ?5"#;
 const PAGE_REVERSE: &str = r#"
 SELECT channel, epoch, "offset", id, kind, user_id, info, data, tags, published_at_ms
 FROM messages
-WHERE channel = ? AND "offset" > ? AND "offset" < ? AND (?4 IS NULL OR epoch = ?4)
-ORDER BY "offset" DESC LIMIT ?"#;
+WHERE channel = ?1 AND "offset" > ?2 AND "offset" < ?3 AND (?4 IS NULL OR epoch = ?4)
+ORDER BY "offset" DESC LIMIT ?5"#;
 
 /// The archive in SQLite.
 #[derive(Debug, Clone)]
