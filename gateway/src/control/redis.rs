@@ -27,7 +27,8 @@ const INFO: &str = "wyd:{nodes}:info";
 /// How long an entry of the registry lives: three heartbeats of three seconds, and a moment.
 const ENTRY_TTL_MS: u64 = 10_000;
 /// How long one read waits for a command.
-const BLOCK: Duration = Duration::from_secs(2);
+const BLOCK_MS: u64 = 2000;
+const BLOCK: Duration = Duration::from_millis(BLOCK_MS);
 const BATCH: usize = 128;
 
 /// Tells every node over one stream.
@@ -169,7 +170,7 @@ impl Reader {
             read.arg("COUNT")
                 .arg(BATCH)
                 .arg("BLOCK")
-                .arg(BLOCK.as_millis() as u64);
+                .arg(BLOCK_MS);
             read.arg("STREAMS").arg(STREAM).arg(self.last.to_string());
             let answer = connection
                 .send_packed_command(&read)

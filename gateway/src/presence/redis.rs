@@ -34,6 +34,8 @@ const BATCH: usize = 128;
 /// Removals that failed and are tried again; more are left to the end of the lease.
 const DEPARTED_MAX: usize = 100_000;
 
+type OwnMembers = HashMap<(ChannelName, ClientId), Arc<ClientInfo>>;
+
 /// Who is on each channel, over all nodes.
 pub struct RedisPresence {
     link: Link,
@@ -41,7 +43,7 @@ pub struct RedisPresence {
     node: NodeId,
     lease: Duration,
     /// This node's members, by partition.
-    own: Vec<Mutex<HashMap<(ChannelName, ClientId), Arc<ClientInfo>>>>,
+    own: Vec<Mutex<OwnMembers>>,
     /// Members whose removal failed.
     departed: Mutex<Vec<(ChannelName, ClientId, Arc<ClientInfo>)>>,
 }

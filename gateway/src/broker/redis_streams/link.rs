@@ -64,10 +64,6 @@ impl Connector {
         })
     }
 
-    pub(crate) fn command_timeout(&self) -> Duration {
-        self.command_timeout
-    }
-
     /// Opens a connection for short commands.
     pub(crate) async fn open(&self, role: &str) -> Result<MultiplexedConnection, RedisError> {
         self.open_with(role, self.config()).await
@@ -250,8 +246,9 @@ impl Link {
     }
 
     fn report(&self, generation: u64) {
-        // Full means that a report is being read already.
-        drop(self.broken.try_send(generation));
+        if self.broken.try_send(generation).is_err() {
+            tracing::trace!(generation, "a report is being read already");
+        }
     }
 }
 
