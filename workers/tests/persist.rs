@@ -1,6 +1,12 @@
 //! The persist worker on real Kafka, and on the embedded job log: one archived row a message,
 //! whatever happens to the worker. Needs Kafka, PostgreSQL and MongoDB.
-#![allow(missing_docs, reason = "a test file has no face")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::string_slice,
+    reason = "a test that cannot go on panics, and its helpers are part of it"
+)]
 
 #[path = "../../store/tests/support/mod.rs"]
 #[allow(

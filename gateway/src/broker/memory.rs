@@ -119,7 +119,11 @@ enum Keys {
 impl MemoryBroker {
     /// Makes an empty broker.
     pub fn new(deliver: Arc<dyn Deliver>) -> Self {
-        Self { deliver, streams: Mutex::default(), outbox: Mutex::default() }
+        Self {
+            deliver,
+            streams: Mutex::default(),
+            outbox: Mutex::default(),
+        }
     }
 
     /// Removes what has expired.
@@ -190,13 +194,26 @@ impl MemoryBroker {
             position,
         };
         stream.remember(new, &published, now);
-        let epoch = published.position.as_ref().map(|position| position.epoch.clone());
-        self.hand_over(stream, &new.channel, Delivery::Publication { publication, epoch });
+        let epoch = published
+            .position
+            .as_ref()
+            .map(|position| position.epoch.clone());
+        self.hand_over(
+            stream,
+            &new.channel,
+            Delivery::Publication { publication, epoch },
+        );
         Ok(published)
     }
 
     /// Makes sure that the channel has an epoch.
-    fn open(&self, stream: &mut Stream, channel: &ChannelName, policy: &HistoryPolicy, now: Instant) {
+    fn open(
+        &self,
+        stream: &mut Stream,
+        channel: &ChannelName,
+        policy: &HistoryPolicy,
+        now: Instant,
+    ) {
         stream.touch(policy, now);
         if std::mem::take(&mut stream.has_lost_epoch) {
             self.hand_over(stream, channel, Delivery::Lost);
@@ -226,7 +243,9 @@ impl MemoryBroker {
             channel: new.channel.clone(),
             publication: Arc::clone(publication),
         };
-        outbox.entries.insert(number, (Instant::now(), entry.clone()));
+        outbox
+            .entries
+            .insert(number, (Instant::now(), entry.clone()));
         Some(entry)
     }
 
@@ -271,7 +290,11 @@ impl Stream {
             if now < *until {
                 break;
             }
-            if self.results.get(key).is_some_and(|known| known.until <= now) {
+            if self
+                .results
+                .get(key)
+                .is_some_and(|known| known.until <= now)
+            {
                 self.results.remove(key);
             }
             self.result_ends.pop_front();
@@ -311,9 +334,16 @@ impl Stream {
             return Ok(None);
         };
         let key = (asked.scope.clone(), asked.key.clone());
-        let known = self.results.get(&key).filter(|known| Instant::now() < known.until);
+        let known = self
+            .results
+            .get(&key)
+            .filter(|known| Instant::now() < known.until);
         let is_of_this_epoch = |known: &&KnownResult| {
-            let epoch = known.published.position.as_ref().map(|position| &position.epoch);
+            let epoch = known
+                .published
+                .position
+                .as_ref()
+                .map(|position| &position.epoch);
             epoch == self.top.as_ref().map(|top| &top.epoch)
         };
         match known.filter(|known| keys == Keys::Honoured || is_of_this_epoch(known)) {
@@ -337,9 +367,8 @@ impl Stream {
 
     fn page(&self, top: StreamPosition, range: &HistoryRange) -> Result<HistoryPage, BrokerError> {
         let since = range.since.as_ref();
-        let is_other = |since: &StreamPosition| {
-            !since.epoch.as_str().is_empty() && since.epoch != top.epoch
-        };
+        let is_other =
+            |since: &StreamPosition| !since.epoch.as_str().is_empty() && since.epoch != top.epoch;
         if since.is_some_and(is_other) {
             return Err(BrokerError::UnrecoverablePosition);
         }
@@ -347,11 +376,22 @@ impl Stream {
         let publications = if range.reverse {
             let is_before =
                 |p: &&Arc<Publication>| since.is_none_or(|since| p.offset < since.offset);
-            self.kept.iter().rev().filter(is_before).take(limit).cloned().collect()
+            self.kept
+                .iter()
+                .rev()
+                .filter(is_before)
+                .take(limit)
+                .cloned()
+                .collect()
         } else {
             let is_after =
                 |p: &&Arc<Publication>| since.is_none_or(|since| p.offset > since.offset);
-            self.kept.iter().filter(is_after).take(limit).cloned().collect()
+            self.kept
+                .iter()
+                .filter(is_after)
+                .take(limit)
+                .cloned()
+                .collect()
         };
         Ok(HistoryPage { publications, top })
     }
@@ -360,7 +400,9 @@ impl Stream {
 #[async_trait]
 impl Broker for MemoryBroker {
     async fn publish(&self, new: NewPublication) -> Result<Published, BrokerError> {
-        self.with(&new.channel, |stream| self.publish_to(stream, &new, Keys::Honoured))
+        self.with(&new.channel, |stream| {
+            self.publish_to(stream, &new, Keys::Honoured)
+        })
     }
 
     async fn history(
@@ -405,7 +447,9 @@ impl Broker for MemoryBroker {
     }
 
     async fn signal(&self, channel: &ChannelName, signal: Signal) -> Result<(), BrokerError> {
-        self.with(channel, |stream| self.hand_over(stream, channel, Delivery::Signal(signal)));
+        self.with(channel, |stream| {
+            self.hand_over(stream, channel, Delivery::Signal(signal))
+        });
         Ok(())
     }
 
@@ -419,13 +463,22 @@ impl OutboxStore for MemoryBroker {
     async fn settle(&self, entry: &OutboxEntry) -> Result<Settled, BrokerError> {
         self.outbox.lock().entries.remove(&number_of(entry));
         let is_current = self.with(&entry.channel, |stream| {
-            stream.top.as_ref().is_some_and(|top| top.epoch == entry.epoch)
+            stream
+                .top
+                .as_ref()
+                .is_some_and(|top| top.epoch == entry.epoch)
         });
-        Ok(if is_current { Settled::Current } else { Settled::Superseded })
+        Ok(if is_current {
+            Settled::Current
+        } else {
+            Settled::Superseded
+        })
     }
 
     async fn publish_again(&self, new: NewPublication) -> Result<Published, BrokerError> {
-        self.with(&new.channel, |stream| self.publish_to(stream, &new, Keys::OfThisEpoch))
+        self.with(&new.channel, |stream| {
+            self.publish_to(stream, &new, Keys::OfThisEpoch)
+        })
     }
 
     async fn leftovers(
@@ -434,7 +487,10 @@ impl OutboxStore for MemoryBroker {
         limit: usize,
     ) -> Result<Vec<OutboxEntry>, BrokerError> {
         let outbox = self.outbox.lock();
-        let old = outbox.entries.values().filter(|(since, _)| since.elapsed() >= age);
+        let old = outbox
+            .entries
+            .values()
+            .filter(|(since, _)| since.elapsed() >= age);
         Ok(old.take(limit).map(|(_, entry)| entry.clone()).collect())
     }
 
@@ -462,5 +518,7 @@ fn unix_us() -> u64 {
 }
 
 fn since_1970() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }

@@ -39,7 +39,11 @@ impl BrokerMetrics {
             "Channels on this node whose stream got a new identity",
             metrics.epoch_changes,
         );
-        registry.register("wyd_redis_up", "1 while Redis is reachable", metrics.redis_up);
+        registry.register(
+            "wyd_redis_up",
+            "1 while Redis is reachable",
+            metrics.redis_up,
+        );
     }
 
     pub(crate) fn repaired(&self, reason: &'static str) {

@@ -27,7 +27,8 @@ const INFO: &str = "wyd:{nodes}:info";
 /// How long an entry of the registry lives: three heartbeats of three seconds, and a moment.
 const ENTRY_TTL_MS: u64 = 10_000;
 /// How long one read waits for a command.
-const BLOCK: Duration = Duration::from_secs(2);
+const BLOCK_MS: u64 = 2000;
+const BLOCK: Duration = Duration::from_millis(BLOCK_MS);
 const BATCH: usize = 128;
 
 /// Tells every node over one stream.
@@ -52,7 +53,12 @@ impl RedisControl {
         cancel: &CancellationToken,
     ) -> Result<Arc<Self>, BrokerError> {
         let last = top(&link).await?;
-        let reader = Reader { connector, link: link.clone(), obeyer, last };
+        let reader = Reader {
+            connector,
+            link: link.clone(),
+            obeyer,
+            last,
+        };
         let cancel = cancel.clone();
         tasks.spawn(async move {
             tokio::select! {
@@ -68,7 +74,11 @@ impl RedisControl {
 impl Control for RedisControl {
     async fn broadcast(&self, content: ControlCommand) -> Result<(), BrokerError> {
         let mut add = command("XADD");
-        add.arg(STREAM).arg("MAXLEN").arg("~").arg(STREAM_LENGTH).arg("*");
+        add.arg(STREAM)
+            .arg("MAXLEN")
+            .arg("~")
+            .arg(STREAM_LENGTH)
+            .arg("*");
         add.arg("p").arg(Note::value(&content)?);
         self.link.call(add.into()).await.map(drop)
     }
@@ -85,7 +95,9 @@ impl Control for RedisControl {
     async fn nodes(&self) -> Result<Vec<NodeInfo>, BrokerError> {
         let call = NODES.call(&[LIVE.to_owned(), INFO.to_owned()]);
         let values = Fields::of(self.link.call(call).await?)?.rest();
-        values.map(|value| Note::read(reply::bytes(value)?)).collect()
+        values
+            .map(|value| Note::read(reply::bytes(value)?))
+            .collect()
     }
 }
 
@@ -99,7 +111,10 @@ struct EntryId {
 impl EntryId {
     fn parse(text: &str) -> Result<Self, BrokerError> {
         let parts = text.split_once('-').and_then(|(ms, number)| {
-            Some(Self { ms: ms.parse().ok()?, number: number.parse().ok()? })
+            Some(Self {
+                ms: ms.parse().ok()?,
+                number: number.parse().ok()?,
+            })
         });
         parts.ok_or_else(|| BrokerError::Corrupt(format!("entry id {text:?}")))
     }
@@ -152,7 +167,10 @@ impl Reader {
         self.last = self.last.min(top(&self.link).await?);
         loop {
             let mut read = command("XREAD");
-            read.arg("COUNT").arg(BATCH).arg("BLOCK").arg(BLOCK.as_millis() as u64);
+            read.arg("COUNT")
+                .arg(BATCH)
+                .arg("BLOCK")
+                .arg(BLOCK_MS);
             read.arg("STREAMS").arg(STREAM).arg(self.last.to_string());
             let answer = connection
                 .send_packed_command(&read)

@@ -1,9 +1,7 @@
 //! An outbox entry as the event that workers read.
 
 use serde_json::value::RawValue;
-use shared::events::{
-    EventClientInfo, PublicationEvent, PublicationKind,
-};
+use shared::events::{EventClientInfo, PublicationEvent, PublicationKind};
 use shared::protocol::ClientInfo;
 
 use crate::broker::{BrokerError, OutboxEntry};

@@ -83,8 +83,7 @@ impl Publisher {
             let breaker = Arc::clone(&relay.breaker);
             tasks.spawn(breaker.probe(Arc::clone(&relay.log), cancel.clone()));
             let gauges = OutboxGauges::register(registry);
-            let sweeper =
-                Sweeper::new(Arc::clone(relay), config.broker.outbox_sweep_age, gauges);
+            let sweeper = Sweeper::new(Arc::clone(relay), config.broker.outbox_sweep_age, gauges);
             tasks.spawn(sweeper.run(cancel.clone()));
         }
         Arc::new(Self {
@@ -175,12 +174,18 @@ struct Relaying {
 
 impl Relaying {
     /// Relays until the publication can be acknowledged, or `deadline` passes.
-    async fn run(mut self, entry: OutboxEntry, deadline: Instant) -> Result<Published, BrokerError> {
+    async fn run(
+        mut self,
+        entry: OutboxEntry,
+        deadline: Instant,
+    ) -> Result<Published, BrokerError> {
         let relayed = tokio::time::timeout_at(deadline, self.relay_current(entry)).await;
         match relayed {
             Ok(Ok(())) => Ok(self.published),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(unavailable("accepted, but not confirmed by the job log in time")),
+            Err(_) => Err(unavailable(
+                "accepted, but not confirmed by the job log in time",
+            )),
         }
     }
 
@@ -197,7 +202,10 @@ impl Relaying {
             let published = self.relay.outbox.publish_again(again).await?;
             debug_assert_eq!(published.id, self.published.id, "a message keeps its id");
             let is_repeat = self.published.is_repeat;
-            self.published = Published { is_repeat, ..published };
+            self.published = Published {
+                is_repeat,
+                ..published
+            };
             match &self.published.outbox {
                 Some(next) => entry = next.clone(),
                 None => return Ok(()),
@@ -215,7 +223,11 @@ pub(super) struct Relay {
 
 impl Relay {
     fn new(outbox: Arc<dyn OutboxStore>, log: Arc<dyn JobLog>) -> Self {
-        Self { outbox, log, breaker: Arc::new(Breaker::new()) }
+        Self {
+            outbox,
+            log,
+            breaker: Arc::new(Breaker::new()),
+        }
     }
 
     /// Appends an entry to the job log and settles it; tries until it succeeds, the caller gives

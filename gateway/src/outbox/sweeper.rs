@@ -86,7 +86,9 @@ impl Sweeper {
     async fn look(&self) {
         // Unreachable now: the gauges keep what they said, `wyd_redis_up` tells the rest.
         if let Ok(stats) = self.relay.outbox.stats().await {
-            self.gauges.pending.set(i64::try_from(stats.pending).unwrap_or(i64::MAX));
+            self.gauges
+                .pending
+                .set(i64::try_from(stats.pending).unwrap_or(i64::MAX));
             self.gauges.age_seconds.set(stats.age.as_secs_f64());
         }
     }
@@ -112,7 +114,11 @@ impl Sweeper {
                 .filter(|is_relayed| std::future::ready(*is_relayed))
                 .count()
                 .await;
-            tracing::info!(relayed, failed = count - relayed, "relayed leftovers of the outbox");
+            tracing::info!(
+                relayed,
+                failed = count - relayed,
+                "relayed leftovers of the outbox"
+            );
             if relayed < count {
                 return;
             }

@@ -34,6 +34,8 @@ const BATCH: usize = 128;
 /// Removals that failed and are tried again; more are left to the end of the lease.
 const DEPARTED_MAX: usize = 100_000;
 
+type OwnMembers = HashMap<(ChannelName, ClientId), Arc<ClientInfo>>;
+
 /// Who is on each channel, over all nodes.
 pub struct RedisPresence {
     link: Link,
@@ -41,14 +43,16 @@ pub struct RedisPresence {
     node: NodeId,
     lease: Duration,
     /// This node's members, by partition.
-    own: Vec<Mutex<HashMap<(ChannelName, ClientId), Arc<ClientInfo>>>>,
+    own: Vec<Mutex<OwnMembers>>,
     /// Members whose removal failed.
     departed: Mutex<Vec<(ChannelName, ClientId, Arc<ClientInfo>)>>,
 }
 
 impl std::fmt::Debug for RedisPresence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisPresence").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("RedisPresence")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
     }
 }
 
@@ -83,7 +87,10 @@ impl RedisPresence {
 
     async fn keep_alive(&self) {
         loop {
-            let pause = self.lease.div_f64(3.0).mul_f64(rand::rng().random_range(0.8..1.0));
+            let pause = self
+                .lease
+                .div_f64(3.0)
+                .mul_f64(rand::rng().random_range(0.8..1.0));
             tokio::time::sleep(pause).await;
             if let Err(error) = self.renew().await {
                 tracing::debug!(node = %self.node, %error, "presence lease could not be renewed");
@@ -104,9 +111,13 @@ impl RedisPresence {
                 .arg(u8::from(has_members));
             calls.push((partition, has_members, call));
         }
-        let (asked, calls): (Vec<_>, Vec<_>) =
-            calls.into_iter().map(|(partition, has, call)| ((partition, has), call)).unzip();
-        for ((partition, has_members), answer) in asked.into_iter().zip(self.link.call_all(&calls).await?) {
+        let (asked, calls): (Vec<_>, Vec<_>) = calls
+            .into_iter()
+            .map(|(partition, has, call)| ((partition, has), call))
+            .unzip();
+        for ((partition, has_members), answer) in
+            asked.into_iter().zip(self.link.call_all(&calls).await?)
+        {
             let mut fields = Fields::of(answer?)?;
             let is_unbroken = fields.number()? == 1;
             if has_members && !is_unbroken {
@@ -131,8 +142,10 @@ impl RedisPresence {
             .collect();
         tracing::info!(node = %self.node, partition, members = own.len(), "adding members again");
         for members in own.chunks(BATCH) {
-            let calls: Vec<Call> =
-                members.iter().map(|(channel, info)| self.add_call(channel, info)).collect();
+            let calls: Vec<Call> = members
+                .iter()
+                .map(|(channel, info)| self.add_call(channel, info))
+                .collect();
             let mut bells = Vec::new();
             for ((channel, info), added) in members.iter().zip(self.link.call_all(&calls).await?) {
                 // Their leave was told; who left meanwhile is not added for good: its removal
@@ -154,7 +167,11 @@ impl RedisPresence {
     ) -> Result<(), BrokerError> {
         let gone: Vec<_> = {
             let own = self.own[usize::from(partition)].lock();
-            added.iter().filter(|(c, info)| !own.contains_key(&(c.clone(), info.client))).cloned().collect()
+            added
+                .iter()
+                .filter(|(c, info)| !own.contains_key(&(c.clone(), info.client)))
+                .cloned()
+                .collect()
         };
         for (channel, info) in gone {
             self.depart(&channel, info.client, info);
@@ -191,7 +208,12 @@ impl RedisPresence {
             }
         }
         if removed > 0 {
-            tracing::info!(partition, dead, removed, "removed members of a node that stopped");
+            tracing::info!(
+                partition,
+                dead,
+                removed,
+                "removed members of a node that stopped"
+            );
         }
         Ok(())
     }
@@ -207,13 +229,25 @@ impl RedisPresence {
             self.keys.users(&name),
             self.keys.bell(&name),
         ];
-        Some(PRESENCE_SWEEP.call(&keys).arg(dead).arg(client).arg(channel))
+        Some(
+            PRESENCE_SWEEP
+                .call(&keys)
+                .arg(dead)
+                .arg(client)
+                .arg(channel),
+        )
     }
 
     fn forget_call(&self, partition: u16, dead: &str) -> Call {
         let (leases, owned) = (presence_leases(partition), presence_owned(partition, dead));
         // Without a client the last three keys are not used.
-        let keys = [leases.clone(), owned, leases.clone(), leases.clone(), leases];
+        let keys = [
+            leases.clone(),
+            owned,
+            leases.clone(),
+            leases.clone(),
+            leases,
+        ];
         PRESENCE_SWEEP.call(&keys).arg(dead).arg("").arg("")
     }
 
@@ -239,7 +273,10 @@ impl RedisPresence {
         let partition = self.keys.partition(channel);
         let owned = presence_owned(partition, self.node.as_str());
         let keys = [self.keys.members(channel), self.keys.users(channel), owned];
-        PRESENCE_REMOVE.call(&keys).arg(client.to_string()).arg(channel.as_str())
+        PRESENCE_REMOVE
+            .call(&keys)
+            .arg(client.to_string())
+            .arg(channel.as_str())
     }
 
     fn bell_call(&self, channel: &ChannelName, signal: &Signal) -> Call {
@@ -274,8 +311,10 @@ impl RedisPresence {
             if batch.is_empty() {
                 return Ok(());
             }
-            let calls: Vec<Call> =
-                batch.iter().map(|(channel, client, _)| self.remove_call(channel, *client)).collect();
+            let calls: Vec<Call> = batch
+                .iter()
+                .map(|(channel, client, _)| self.remove_call(channel, *client))
+                .collect();
             let answers = match self.link.call_all(&calls).await {
                 Ok(answers) => answers,
                 Err(error) => {
@@ -299,12 +338,17 @@ impl Presence for RedisPresence {
     async fn add(&self, channel: &ChannelName, info: Arc<ClientInfo>) -> Result<bool, BrokerError> {
         let call = self.add_call(channel, &info);
         // First here: a renewal that runs meanwhile keeps it.
-        self.own_of(channel).lock().insert((channel.clone(), info.client), info);
+        self.own_of(channel)
+            .lock()
+            .insert((channel.clone(), info.client), info);
         Ok(reply::number(self.link.call(call).await?)? == 1)
     }
 
     async fn remove(&self, channel: &ChannelName, client: ClientId) -> Result<bool, BrokerError> {
-        let known = self.own_of(channel).lock().remove(&(channel.clone(), client));
+        let known = self
+            .own_of(channel)
+            .lock()
+            .remove(&(channel.clone(), client));
         let removed = self.link.call(self.remove_call(channel, client)).await;
         match removed.and_then(reply::number) {
             Ok(removed) => Ok(removed == 1),
@@ -321,7 +365,9 @@ impl Presence for RedisPresence {
         let mut values = command("HVALS");
         values.arg(self.keys.members(channel));
         let values = Fields::of(self.link.call(values.into()).await?)?.rest();
-        values.map(|value| Ok(Arc::new(Member::read(reply::bytes(value)?)?))).collect()
+        values
+            .map(|value| Ok(Arc::new(Member::read(reply::bytes(value)?)?)))
+            .collect()
     }
 
     async fn stats(&self, channel: &ChannelName) -> Result<PresenceStats, BrokerError> {
@@ -330,13 +376,21 @@ impl Presence for RedisPresence {
             count.arg(key);
             Call::from(count)
         };
-        let calls = [count(self.keys.members(channel)), count(self.keys.users(channel))];
+        let calls = [
+            count(self.keys.members(channel)),
+            count(self.keys.users(channel)),
+        ];
         let mut counts = self.link.call_all(&calls).await?.into_iter();
         let mut next = || match counts.next() {
-            Some(count) => reply::number(count?).map(|count| u32::try_from(count).unwrap_or(u32::MAX)),
+            Some(count) => {
+                reply::number(count?).map(|count| u32::try_from(count).unwrap_or(u32::MAX))
+            }
             None => Ok(0),
         };
-        Ok(PresenceStats { num_clients: next()?, num_users: next()? })
+        Ok(PresenceStats {
+            num_clients: next()?,
+            num_users: next()?,
+        })
     }
 }
 

@@ -19,8 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A configuration for one node on the memory broker.
 pub fn config() -> Config {
-    let mut config = Config::default();
-    config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut config = Config {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        ..Config::default()
+    };
     config.auth.hmac_secret = Some(SECRET.into());
     config.api.keys.insert("test".to_owned(), "key".into());
     config.drain.delay = Duration::ZERO;

@@ -29,7 +29,10 @@ pub(super) struct Bell {
 /// What happens to the connection.
 pub(super) enum BellEvent {
     /// There is one: everything must be subscribed again.
-    Up { generation: u64, connection: MultiplexedConnection },
+    Up {
+        generation: u64,
+        connection: MultiplexedConnection,
+    },
     /// It is gone.
     Down,
 }
@@ -79,10 +82,24 @@ impl BellKeeper {
         broken: Arc<Notify>,
     ) -> (Self, Bells) {
         let (sender, queue) = mpsc::channel(QUEUE);
-        let shared =
-            Arc::new(Shared { bytes: AtomicUsize::new(0), has_dropped: AtomicBool::new(false) });
-        let bells = Bells { queue, shared: Arc::clone(&shared) };
-        (Self { connector, sender, shared, events, broken }, bells)
+        let shared = Arc::new(Shared {
+            bytes: AtomicUsize::new(0),
+            has_dropped: AtomicBool::new(false),
+        });
+        let bells = Bells {
+            queue,
+            shared: Arc::clone(&shared),
+        };
+        (
+            Self {
+                connector,
+                sender,
+                shared,
+                events,
+                broken,
+            },
+            bells,
+        )
     }
 
     /// Connects, watches, connects again; ends when the reader has.
@@ -103,7 +120,10 @@ impl BellKeeper {
             backoff = Backoff::default();
             generation += 1;
             tracing::debug!(generation, "bell connection made");
-            let up = BellEvent::Up { generation, connection: connection.clone() };
+            let up = BellEvent::Up {
+                generation,
+                connection: connection.clone(),
+            };
             if self.events.send(up).await.is_err() {
                 return;
             }
@@ -165,9 +185,10 @@ impl Shared {
 fn bell_of(data: Vec<Value>) -> Option<Bell> {
     let mut data = data.into_iter();
     match (data.next()?, data.next()?) {
-        (Value::BulkString(name), Value::BulkString(item)) => {
-            Some(Bell { name, item: item.into() })
-        }
+        (Value::BulkString(name), Value::BulkString(item)) => Some(Bell {
+            name,
+            item: item.into(),
+        }),
         _ => None,
     }
 }

@@ -123,11 +123,15 @@ impl Feed {
         self.state = State::Live;
         self.heard = Instant::now();
         let is_first = self.last.is_none();
-        let last = self
-            .last
-            .get_or_insert_with(|| StreamPosition { offset: top, epoch: epoch.clone() });
+        let last = self.last.get_or_insert_with(|| StreamPosition {
+            offset: top,
+            epoch: epoch.clone(),
+        });
         let is_behind = last.epoch != *epoch || last.offset < top;
-        let is_ahead_heard = self.ahead.as_ref().is_some_and(|ahead| is_after(ahead, last));
+        let is_ahead_heard = self
+            .ahead
+            .as_ref()
+            .is_some_and(|ahead| is_after(ahead, last));
         match (is_first, is_behind, is_ahead_heard) {
             (true, _, true) => Some("gap"),
             (false, true, _) | (false, _, true) => Some("reconnect"),
@@ -148,7 +152,10 @@ impl Feed {
         let mut is_told = has_new_epoch;
         if has_new_epoch {
             deliveries.push(Delivery::Lost);
-            last = StreamPosition { offset: page.base, epoch: page.epoch.clone() };
+            last = StreamPosition {
+                offset: page.base,
+                epoch: page.epoch.clone(),
+            };
         }
         let start = last.offset;
         for item in page.items {
@@ -179,17 +186,30 @@ impl Feed {
             last.offset = page.top;
         }
         // A bell of another epoch may be a late one of the past: one more look tells.
-        let is_ahead_heard = self.ahead.take().is_some_and(|ahead| is_after(&ahead, &last));
+        let is_ahead_heard = self
+            .ahead
+            .take()
+            .is_some_and(|ahead| is_after(&ahead, &last));
         let again = last.offset < page.top || is_ahead_heard;
         self.last = Some(last);
         self.heard = Instant::now();
         self.state = State::Live;
-        Repaired { deliveries, has_new_epoch, again }
+        Repaired {
+            deliveries,
+            has_new_epoch,
+            again,
+        }
     }
 
     fn note(&mut self, epoch: &Epoch, offset: u64) {
-        let position = StreamPosition { offset, epoch: epoch.clone() };
-        let is_further = self.ahead.as_ref().is_none_or(|ahead| is_after(&position, ahead));
+        let position = StreamPosition {
+            offset,
+            epoch: epoch.clone(),
+        };
+        let is_further = self
+            .ahead
+            .as_ref()
+            .is_none_or(|ahead| is_after(&position, ahead));
         if is_further {
             self.ahead = Some(position);
         }
@@ -220,8 +240,17 @@ mod tests {
     }
 
     fn page(epoch: &str, base: u64, top: u64, offsets: &[u64]) -> Page {
-        let item = |offset: &u64| Item { offset: *offset, epoch: epoch.to_owned(), ..Item::default() };
-        Page { epoch: epoch.into(), base, top, items: offsets.iter().map(item).collect() }
+        let item = |offset: &u64| Item {
+            offset: *offset,
+            epoch: epoch.to_owned(),
+            ..Item::default()
+        };
+        Page {
+            epoch: epoch.into(),
+            base,
+            top,
+            items: offsets.iter().map(item).collect(),
+        }
     }
 
     fn delivered(repaired: &Repaired) -> Vec<Option<u64>> {
@@ -239,7 +268,10 @@ mod tests {
         assert_eq!(feed.hear(Some(&epoch), 5), Heard::Skip);
         assert_eq!(feed.hear(Some(&epoch), 6), Heard::Next);
         assert_eq!(feed.hear(Some(&epoch), 8), Heard::Missing("gap"));
-        assert_eq!(feed.hear(Some(&Epoch::from("f")), 1), Heard::Missing("epoch"));
+        assert_eq!(
+            feed.hear(Some(&Epoch::from("f")), 1),
+            Heard::Missing("epoch")
+        );
         assert_eq!(feed.hear(None, 0), Heard::Next);
     }
 

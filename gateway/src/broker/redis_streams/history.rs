@@ -37,7 +37,12 @@ pub(super) fn history_call(
         .arg(meta_ttl(policy))
         .arg(since.map_or("", |since| since.epoch.as_str()))
         .arg(since.map(|since| text(since.offset)).unwrap_or_default())
-        .arg(range.limit.map(|limit| text(limit as u64)).unwrap_or_default())
+        .arg(
+            range
+                .limit
+                .map(|limit| text(limit as u64))
+                .unwrap_or_default(),
+        )
         .arg(u8::from(range.reverse))
 }
 
@@ -51,6 +56,11 @@ impl Page {
             .rest()
             .map(|value| reply::bytes(value).and_then(|bytes: Bytes| Item::read(bytes)))
             .collect::<Result<_, _>>()?;
-        Ok(Self { epoch, base, top, items })
+        Ok(Self {
+            epoch,
+            base,
+            top,
+            items,
+        })
     }
 }

@@ -45,11 +45,17 @@ impl Lanes {
         tasks: &TaskTracker,
         cancel: &CancellationToken,
     ) -> Self {
-        let mut lanes = Self { queues: Vec::new(), links: Vec::new() };
+        let mut lanes = Self {
+            queues: Vec::new(),
+            links: Vec::new(),
+        };
         for _ in 0..LANES {
             let link = Link::start(connector.clone(), "publish", tasks, cancel.clone());
             let (sender, queue) = mpsc::channel(QUEUE);
-            let lane = Lane { link: link.clone(), queue };
+            let lane = Lane {
+                link: link.clone(),
+                queue,
+            };
             let cancel = cancel.clone();
             tasks.spawn(async move {
                 tokio::select! {
@@ -78,7 +84,11 @@ impl Lanes {
         call: Call,
     ) -> Result<oneshot::Receiver<Result<Value, BrokerError>>, BrokerError> {
         let (answer, receiver) = oneshot::channel();
-        let waiting = Waiting { channel: channel.clone(), call, answer };
+        let waiting = Waiting {
+            channel: channel.clone(),
+            call,
+            answer,
+        };
         self.queues[usize::from(partition % LANES)]
             .try_send(waiting)
             .map_err(|_| BrokerError::Unavailable("too many publishes wait for Redis".into()))?;
@@ -103,7 +113,8 @@ impl Lane {
 
     async fn carry(&self, batch: Vec<Waiting>) {
         let all: Vec<usize> = (0..batch.len()).collect();
-        let mut answers: Vec<Option<Result<Value, BrokerError>>> = batch.iter().map(|_| None).collect();
+        let mut answers: Vec<Option<Result<Value, BrokerError>>> =
+            batch.iter().map(|_| None).collect();
         let forgotten = self.send(&batch, &all, &mut answers).await;
         if !forgotten.is_empty() {
             let calls: Vec<&Call> = forgotten.iter().map(|i| &batch[*i].call).collect();

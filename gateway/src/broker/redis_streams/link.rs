@@ -39,7 +39,11 @@ impl Connector {
     ///
     /// # Errors
     /// [`BrokerError::Incompatible`] when the address is none.
-    pub(crate) fn new(url: &str, name: &str, command_timeout: Duration) -> Result<Self, BrokerError> {
+    pub(crate) fn new(
+        url: &str,
+        name: &str,
+        command_timeout: Duration,
+    ) -> Result<Self, BrokerError> {
         // The address may hold a password: the error names the form, never the address.
         let bad = |error: RedisError| {
             BrokerError::Incompatible(format!(
@@ -48,9 +52,16 @@ impl Connector {
         };
         let info = url.into_connection_info().map_err(bad)?;
         // RESP3 lets bells and replies share a connection.
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let settings = info
+            .redis_settings()
+            .clone()
+            .set_protocol(ProtocolVersion::RESP3);
         let client = Client::open(info.set_redis_settings(settings)).map_err(bad)?;
-        Ok(Self { client, name: name.into(), command_timeout })
+        Ok(Self {
+            client,
+            name: name.into(),
+            command_timeout,
+        })
     }
 
     /// Opens a connection for short commands.
@@ -64,7 +75,8 @@ impl Connector {
         role: &str,
         sender: impl AsyncPushSender,
     ) -> Result<MultiplexedConnection, RedisError> {
-        self.open_with(role, self.config().set_push_sender(sender)).await
+        self.open_with(role, self.config().set_push_sender(sender))
+            .await
     }
 
     /// Opens a connection for commands that block on the server for up to `block`.
@@ -74,7 +86,9 @@ impl Connector {
         block: Duration,
     ) -> Result<MultiplexedConnection, RedisError> {
         // The driver's own default of 500 ms would cut a blocking read short.
-        let config = self.config().set_response_timeout(Some(block + self.command_timeout));
+        let config = self
+            .config()
+            .set_response_timeout(Some(block + self.command_timeout));
         self.open_with(role, config).await
     }
 
@@ -89,8 +103,10 @@ impl Connector {
         role: &str,
         config: AsyncConnectionConfig,
     ) -> Result<MultiplexedConnection, RedisError> {
-        let mut connection =
-            self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut connection = self
+            .client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
         let name = format!("wyd:{role}:{}", self.name);
         let named: Result<(), _> = redis::cmd("CLIENT")
             .arg("SETNAME")
@@ -129,7 +145,12 @@ impl Link {
         let (publish, current) = watch::channel(None);
         // One report is enough: more about the same connection say nothing new.
         let (broken, reports) = mpsc::channel(1);
-        let keeper = Keeper { connector, role, publish, reports };
+        let keeper = Keeper {
+            connector,
+            role,
+            publish,
+            reports,
+        };
         tasks.spawn(async move {
             tokio::select! {
                 () = cancel.cancelled() => {}
@@ -160,7 +181,9 @@ impl Link {
         }
         let all: Vec<&Call> = calls.iter().collect();
         let mut answers = self.send(&all).await?;
-        let forgotten: Vec<usize> = (0..calls.len()).filter(|i| is_forgotten(&answers[*i])).collect();
+        let forgotten: Vec<usize> = (0..calls.len())
+            .filter(|i| is_forgotten(&answers[*i]))
+            .collect();
         if !forgotten.is_empty() {
             let again: Vec<&Call> = forgotten.iter().map(|i| &calls[*i]).collect();
             self.load_scripts_of(&again).await?;
@@ -175,7 +198,11 @@ impl Link {
     pub(crate) async fn pipeline(&self, pipeline: &Pipeline) -> Result<Vec<Value>, BrokerError> {
         let mut live = self.live().await?;
         let count = pipeline.cmd_iter().count();
-        match live.connection.send_packed_commands(pipeline, 0, count).await {
+        match live
+            .connection
+            .send_packed_commands(pipeline, 0, count)
+            .await
+        {
             Ok(answers) if answers.len() == count => {
                 if answers.iter().any(is_demoted) {
                     self.report(live.generation);
@@ -220,7 +247,7 @@ impl Link {
 
     fn report(&self, generation: u64) {
         if self.broken.try_send(generation).is_err() {
-            // A report is waiting to be read already.
+            tracing::trace!(generation, "a report is being read already");
         }
     }
 }
@@ -261,7 +288,10 @@ impl Keeper {
             };
             backoff = Backoff::default();
             tracing::debug!(role = self.role, "connected to Redis");
-            let live = Live { generation, connection: connection.clone() };
+            let live = Live {
+                generation,
+                connection: connection.clone(),
+            };
             self.publish.send_replace(Some(live));
             self.watch(generation, connection).await;
             self.publish.send_replace(None);
@@ -290,7 +320,10 @@ impl Keeper {
 }
 
 pub(crate) async fn ping(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
-    redis::cmd("PING").query_async::<Value>(connection).await.map(drop)
+    redis::cmd("PING")
+        .query_async::<Value>(connection)
+        .await
+        .map(drop)
 }
 
 /// Pauses between attempts to connect.
@@ -301,7 +334,10 @@ pub(crate) struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { pause: BACKOFF.0, is_logged: false }
+        Self {
+            pause: BACKOFF.0,
+            is_logged: false,
+        }
     }
 }
 

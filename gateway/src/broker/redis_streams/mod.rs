@@ -136,7 +136,9 @@ pub struct RedisBroker {
 
 impl std::fmt::Debug for RedisBroker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisBroker").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("RedisBroker")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
     }
 }
 
@@ -169,9 +171,8 @@ impl Broker for RedisBroker {
     ) -> Result<HistoryPage, BrokerError> {
         let call = history_call(self.keys, channel, policy, &range);
         let page = Page::read(self.link.call(call).await?)?;
-        let is_other = |since: &StreamPosition| {
-            !since.epoch.as_str().is_empty() && since.epoch != page.epoch
-        };
+        let is_other =
+            |since: &StreamPosition| !since.epoch.as_str().is_empty() && since.epoch != page.epoch;
         if range.since.as_ref().is_some_and(is_other) {
             return Err(BrokerError::UnrecoverablePosition);
         }
@@ -182,7 +183,10 @@ impl Broker for RedisBroker {
             .collect::<Result<_, _>>()?;
         Ok(HistoryPage {
             publications,
-            top: StreamPosition { offset: page.top, epoch: page.epoch },
+            top: StreamPosition {
+                offset: page.top,
+                epoch: page.epoch,
+            },
         })
     }
 
@@ -222,10 +226,15 @@ impl Broker for RedisBroker {
 async fn prepare(link: &Link, partitions: u16) -> Result<(), BrokerError> {
     let info = info_text(link.call(command("INFO").into()).await?)?;
     let field = |name: &str| {
-        info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+        info.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim)
     };
     let version = field("redis_version").unwrap_or_default();
-    let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    let major = version
+        .split('.')
+        .next()
+        .and_then(|major| major.parse::<u32>().ok());
     if major.is_none_or(|major| major < REDIS_MAJOR_MIN) {
         return Err(BrokerError::Incompatible(format!(
             "Redis {version:?} has no sharded pub/sub: use Redis {REDIS_MAJOR_MIN} or newer"

@@ -22,12 +22,19 @@ const LEASE: Duration = Duration::from_secs(10);
 #[async_trait]
 impl OutboxStore for RedisBroker {
     async fn settle(&self, entry: &OutboxEntry) -> Result<Settled, BrokerError> {
-        let keys = [keys::outbox(entry.partition), self.keys.meta(&entry.channel)];
+        let keys = [
+            keys::outbox(entry.partition),
+            self.keys.meta(&entry.channel),
+        ];
         let call = SETTLE.call(&keys).arg(&entry.entry_id);
         let epoch = reply::text(self.link.call(call).await?)?;
         // An entry that is gone while primary and epoch are unchanged was relayed by a sweeper:
         // nothing else removes entries, and a primary that lost it would have another identity.
-        Ok(if epoch == entry.epoch.as_str() { Settled::Current } else { Settled::Superseded })
+        Ok(if epoch == entry.epoch.as_str() {
+            Settled::Current
+        } else {
+            Settled::Superseded
+        })
     }
 
     async fn publish_again(&self, publication: NewPublication) -> Result<Published, BrokerError> {
@@ -66,7 +73,11 @@ impl OutboxStore for RedisBroker {
 
     async fn stats(&self) -> Result<OutboxStats, BrokerError> {
         let looked = self.look_at_outboxes(true).await?;
-        let oldest = looked.partitions.iter().map(|(_, oldest_ms, _)| *oldest_ms).min();
+        let oldest = looked
+            .partitions
+            .iter()
+            .map(|(_, oldest_ms, _)| *oldest_ms)
+            .min();
         let age_ms = oldest.map_or(0, |oldest| looked.now_ms.saturating_sub(oldest));
         Ok(OutboxStats {
             pending: looked.partitions.iter().map(|(.., entries)| entries).sum(),
@@ -99,7 +110,11 @@ impl RedisBroker {
             }
         }
         let mut answers = self.link.call_all(&calls).await?.into_iter();
-        let mut next = || answers.next().unwrap_or_else(|| Err(super::link::missing_answer()));
+        let mut next = || {
+            answers
+                .next()
+                .unwrap_or_else(|| Err(super::link::missing_answer()))
+        };
         let now_ms = {
             let mut time = Fields::of(next()?)?;
             time.number()? * 1000 + time.number()? / 1000
@@ -107,7 +122,11 @@ impl RedisBroker {
         let mut partitions = Vec::new();
         for partition in 0..self.keys.partitions() {
             let oldest = first_id_ms(next()?)?;
-            let entries = if with_counts { reply::number(next()?)? } else { 0 };
+            let entries = if with_counts {
+                reply::number(next()?)?
+            } else {
+                0
+            };
             partitions.extend(oldest.map(|oldest| (partition, oldest, entries)));
         }
         Ok(Looked { now_ms, partitions })
@@ -134,7 +153,9 @@ impl RedisBroker {
             let channel = ChannelName::new(&channel);
             let entry = channel
                 .map_err(|error| BrokerError::Corrupt(error.to_string()))
-                .and_then(|channel| Item::read(item)?.into_outbox_entry(entry_id, partition, channel));
+                .and_then(|channel| {
+                    Item::read(item)?.into_outbox_entry(entry_id, partition, channel)
+                });
             match entry {
                 Ok(entry) => entries.push(entry),
                 // One that cannot be read stays for a version that can, and holds up no other.
@@ -153,5 +174,6 @@ fn first_id_ms(entries: Value) -> Result<Option<u64>, BrokerError> {
     }
     let id = Fields::of(entries.value()?)?.text()?;
     let ms = id.split('-').next().and_then(|ms| ms.parse().ok());
-    ms.map(Some).ok_or_else(|| BrokerError::Corrupt(format!("outbox entry id {id}")))
+    ms.map(Some)
+        .ok_or_else(|| BrokerError::Corrupt(format!("outbox entry id {id}")))
 }

@@ -29,14 +29,20 @@ impl RedisBroker {
         let payload = fingerprint(&new);
         let partition = self.keys.partition(&new.channel);
         // Nothing is awaited before the call is queued: first polled is first published.
-        let answer = self.lanes.queue(partition, &new.channel, self.publish_call(&new, payload, again))?;
+        let answer = self.lanes.queue(
+            partition,
+            &new.channel,
+            self.publish_call(&new, payload, again),
+        )?;
         let answer = self.in_time(answer).await?;
         let mut fields = Fields::of(answer)?;
         match fields.text()?.as_str() {
             "published" => published(new, partition, fields),
             "known" => repeated(&new, payload, partition, fields),
             "full" => Err(BrokerError::Refused("the outbox is full")),
-            other => Err(BrokerError::Corrupt(format!("the script answered {other:?}"))),
+            other => Err(BrokerError::Corrupt(format!(
+                "the script answered {other:?}"
+            ))),
         }
     }
 
@@ -50,7 +56,13 @@ impl RedisBroker {
             |key| self.keys.idempotency(channel, &key.scope, &key.key),
         );
         let outbox = super::keys::outbox(self.keys.partition(channel));
-        let keys = [meta, self.keys.stream(channel), outbox, record, self.keys.bell(channel)];
+        let keys = [
+            meta,
+            self.keys.stream(channel),
+            outbox,
+            record,
+            self.keys.bell(channel),
+        ];
         let policy = new.history.as_ref();
         PUBLISH
             .call(&keys)
@@ -58,9 +70,14 @@ impl RedisBroker {
             .arg(policy.map_or(0, |policy| policy.size))
             .arg(policy.map_or(0, |policy| millis(policy.ttl)))
             .arg(policy.map_or(0, meta_ttl))
-            .arg(u8::from(new.durable || policy.is_some_and(|policy| policy.durable)))
+            .arg(u8::from(
+                new.durable || policy.is_some_and(|policy| policy.durable),
+            ))
             .arg(Item::tail(new))
-            .arg(key.map(|_| KnownResult::tail(payload, new.id)).unwrap_or_default())
+            .arg(
+                key.map(|_| KnownResult::tail(payload, new.id))
+                    .unwrap_or_default(),
+            )
             .arg(key.map_or(0, |key| millis(key.ttl)))
             .arg(self.outbox_entries_max)
             .arg(channel.as_str())
@@ -71,7 +88,9 @@ impl RedisBroker {
 
 /// Milliseconds for Redis, at least one: an expiry of 0 is an error there.
 pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2).max(1)
+    u64::try_from(duration.as_millis())
+        .unwrap_or(u64::MAX / 2)
+        .max(1)
 }
 
 /// How long the meta lives: always longer than the stream, whose identity it is.
@@ -103,7 +122,13 @@ fn published(
         }),
     });
     let position = new.history.map(|_| StreamPosition { offset, epoch });
-    Ok(Published { position, id: new.id, published_at_ms, is_repeat: false, outbox })
+    Ok(Published {
+        position,
+        id: new.id,
+        published_at_ms,
+        is_repeat: false,
+        outbox,
+    })
 }
 
 fn repeated(

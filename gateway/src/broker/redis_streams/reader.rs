@@ -25,9 +25,7 @@ use super::link::{Connector, Link, checked, command, missing_answer};
 use super::reply::{self, Fields};
 use super::scripts::Call;
 use super::wire::Item;
-use crate::broker::{
-    BrokerError, BrokerMetrics, Deliver, Delivery, HistoryPolicy, HistoryRange,
-};
+use crate::broker::{BrokerError, BrokerMetrics, Deliver, Delivery, HistoryPolicy, HistoryRange};
 
 /// Bells handed over in one batch at most.
 const BATCH: usize = 1_024;
@@ -67,7 +65,13 @@ impl Subscriptions {
     pub(super) fn new(command_timeout: Duration) -> (Self, mpsc::Receiver<Request>) {
         let (requests, receiver) = mpsc::channel(REQUESTS);
         // Two commands, one after the other, and a moment for the queue.
-        (Self { requests, timeout: command_timeout * 2 + TICK }, receiver)
+        (
+            Self {
+                requests,
+                timeout: command_timeout * 2 + TICK,
+            },
+            receiver,
+        )
     }
 
     pub(super) async fn subscribe(
@@ -76,8 +80,11 @@ impl Subscriptions {
         policy: Option<&HistoryPolicy>,
     ) -> Result<(), BrokerError> {
         let (answer, answered) = oneshot::channel();
-        let request =
-            Request::Subscribe { channel: channel.clone(), policy: policy.cloned(), answer };
+        let request = Request::Subscribe {
+            channel: channel.clone(),
+            policy: policy.cloned(),
+            answer,
+        };
         let subscribed = async {
             self.requests.send(request).await.map_err(|_| stopped())?;
             answered.await.map_err(|_| stopped())?
@@ -128,9 +135,19 @@ pub(super) struct Reader {
 
 /// What a task of the reader came to.
 enum Done {
-    Joined { generation: u64, joined: Result<Vec<Joined>, BrokerError> },
-    Repaired { name: Arc<str>, serial: u64, page: Result<Page, BrokerError> },
-    Checked { started: Instant, checked: Result<Vec<Checked>, BrokerError> },
+    Joined {
+        generation: u64,
+        joined: Result<Vec<Joined>, BrokerError>,
+    },
+    Repaired {
+        name: Arc<str>,
+        serial: u64,
+        page: Result<Page, BrokerError>,
+    },
+    Checked {
+        started: Instant,
+        checked: Result<Vec<Checked>, BrokerError>,
+    },
 }
 
 /// A feed whose bell is subscribed, with the position read after that.
@@ -179,7 +196,12 @@ impl Reader {
     }
 
     /// Starts the reader and the keeper of its connection.
-    pub(super) fn start(self, connector: Connector, tasks: &TaskTracker, cancel: &CancellationToken) {
+    pub(super) fn start(
+        self,
+        connector: Connector,
+        tasks: &TaskTracker,
+        cancel: &CancellationToken,
+    ) {
         let (events, received) = mpsc::channel(4);
         let broken = Arc::clone(&self.bell_broken);
         let (keeper, bells) = BellKeeper::new(connector, events, broken);
@@ -281,7 +303,11 @@ impl Reader {
 
     fn request(&mut self, request: Request) {
         match request {
-            Request::Subscribe { channel, policy, answer } => self.subscribe(channel, policy, answer),
+            Request::Subscribe {
+                channel,
+                policy,
+                answer,
+            } => self.subscribe(channel, policy, answer),
             Request::Unsubscribe(channel) => {
                 let name = self.keys.bell(&channel);
                 if let Some((name, _)) = self.feeds.remove_entry(name.as_str()) {
@@ -350,8 +376,10 @@ impl Reader {
     fn done(&mut self, done: Done) {
         match done {
             Done::Joined { generation, joined } => {
-                let is_current =
-                    self.connection.as_ref().is_some_and(|(current, _)| *current == generation);
+                let is_current = self
+                    .connection
+                    .as_ref()
+                    .is_some_and(|(current, _)| *current == generation);
                 if !is_current {
                     return;
                 }
@@ -402,7 +430,8 @@ impl Reader {
         }
         if feed.policy.is_some() && !std::mem::replace(&mut feed.is_checked, true) {
             let at = Instant::now() + CHECK_AFTER;
-            self.to_check.push_back((at, Arc::clone(&joined.name), joined.serial));
+            self.to_check
+                .push_back((at, Arc::clone(&joined.name), joined.serial));
         }
         if let Some(reason) = reason {
             self.want_repair(&joined.name, reason);
@@ -428,14 +457,19 @@ impl Reader {
     }
 
     fn repaired(&mut self, name: &Arc<str>, serial: u64, page: Result<Page, BrokerError>) {
-        let Some(feed) = self.feeds.get_mut(name).filter(|feed| feed.serial == serial) else {
+        let Some(feed) = self
+            .feeds
+            .get_mut(name)
+            .filter(|feed| feed.serial == serial)
+        else {
             return;
         };
         let page = match page {
             Ok(page) => page,
             Err(error) => {
                 tracing::debug!(channel = %feed.channel, %error, "repair failed, trying again");
-                self.to_retry.push((Instant::now() + REPAIR_RETRY, Arc::clone(name)));
+                self.to_retry
+                    .push((Instant::now() + REPAIR_RETRY, Arc::clone(name)));
                 return;
             }
         };
@@ -455,7 +489,11 @@ impl Reader {
         }
         if !repaired.deliveries.is_empty() {
             let deliveries = repaired.deliveries.into_iter();
-            self.deliver.deliver(deliveries.map(|delivery| (channel.clone(), delivery)).collect());
+            self.deliver.deliver(
+                deliveries
+                    .map(|delivery| (channel.clone(), delivery))
+                    .collect(),
+            );
         }
     }
 
@@ -521,19 +559,29 @@ impl Reader {
             .map(|name| {
                 let wanted = self.feeds.get(&name).map(|feed| Wanted {
                     serial: feed.serial,
-                    read: feed.policy.as_ref().map(|policy| self.position_call(feed, policy)),
+                    read: feed
+                        .policy
+                        .as_ref()
+                        .map(|policy| self.position_call(feed, policy)),
                 });
                 (name, wanted)
             })
             .collect();
         let link = self.link.clone();
         self.work.spawn(async move {
-            Done::Joined { generation, joined: join(connection, link, batch).await }
+            Done::Joined {
+                generation,
+                joined: join(connection, link, batch).await,
+            }
         });
     }
 
     fn position_call(&self, feed: &Feed, policy: &HistoryPolicy) -> Call {
-        let range = HistoryRange { since: None, limit: Some(0), reverse: false };
+        let range = HistoryRange {
+            since: None,
+            limit: Some(0),
+            reverse: false,
+        };
         history_call(self.keys, &feed.channel, policy, &range)
     }
 
@@ -572,11 +620,13 @@ impl Reader {
                 continue;
             };
             if feed.heard + CHECK_AFTER > now {
-                self.to_check.push_back((feed.heard + CHECK_AFTER, name, serial));
+                self.to_check
+                    .push_back((feed.heard + CHECK_AFTER, name, serial));
                 continue;
             }
             let mut read = command("HMGET");
-            read.arg(self.keys.meta(&feed.channel)).arg(&["epoch", "top", "replid"]);
+            read.arg(self.keys.meta(&feed.channel))
+                .arg(&["epoch", "top", "replid"]);
             batch.push((Arc::clone(&name), serial, Call::from(read)));
             self.to_check.push_back((now + CHECK_AFTER, name, serial));
         }
@@ -587,7 +637,10 @@ impl Reader {
         let link = self.link.clone();
         self.work.spawn(async move {
             let started = Instant::now();
-            Done::Checked { started, checked: check(&link, batch).await }
+            Done::Checked {
+                started,
+                checked: check(&link, batch).await,
+            }
         });
     }
 }
@@ -607,7 +660,11 @@ async fn join(
 ) -> Result<Vec<Joined>, BrokerError> {
     let mut pipeline = redis::pipe();
     for (name, wanted) in &batch {
-        let mut change = command(if wanted.is_some() { "SSUBSCRIBE" } else { "SUNSUBSCRIBE" });
+        let mut change = command(if wanted.is_some() {
+            "SSUBSCRIBE"
+        } else {
+            "SUNSUBSCRIBE"
+        });
         change.arg(&**name);
         pipeline.add_command(change);
     }
@@ -630,7 +687,11 @@ async fn join(
             readers.push(joined.len());
             reads.push(read);
         }
-        joined.push(Joined { name, serial, position });
+        joined.push(Joined {
+            name,
+            serial,
+            position,
+        });
     }
     for (i, answer) in readers.into_iter().zip(link.call_all(&reads).await?) {
         let page = answer.and_then(Page::read);
@@ -648,14 +709,25 @@ async fn read_missing(
     since: StreamPosition,
 ) -> Result<Page, BrokerError> {
     let read = async |since: StreamPosition| {
-        let range = HistoryRange { since: Some(since), limit: Some(REPAIR_PAGE), reverse: false };
-        Page::read(link.call(history_call(keys, channel, policy, &range)).await?)
+        let range = HistoryRange {
+            since: Some(since),
+            limit: Some(REPAIR_PAGE),
+            reverse: false,
+        };
+        Page::read(
+            link.call(history_call(keys, channel, policy, &range))
+                .await?,
+        )
     };
     let page = read(since.clone()).await?;
     if page.epoch == since.epoch {
         return Ok(page);
     }
-    read(StreamPosition { offset: page.base, epoch: page.epoch }).await
+    read(StreamPosition {
+        offset: page.base,
+        epoch: page.epoch,
+    })
+    .await
 }
 
 /// Reads positions as Redis has them, without touching them.
@@ -673,19 +745,27 @@ async fn check(
     }
     let mut answers = link.call_all(&calls).await?.into_iter();
     let info = super::info_text(answers.next().unwrap_or_else(|| Err(missing_answer()))?)?;
-    let replid = info.lines().find_map(|line| line.strip_prefix("master_replid:")).map(str::trim);
+    let replid = info
+        .lines()
+        .find_map(|line| line.strip_prefix("master_replid:"))
+        .map(str::trim);
     let mut checked = Vec::with_capacity(names.len());
     for ((name, serial), answer) in names.into_iter().zip(answers) {
         let mut fields = Fields::of(answer?)?;
         let (epoch, top) = (fields.value()?, fields.value()?);
         let stored = reply::text(fields.value()?).ok();
         let position = match (reply::text(epoch), reply::number(top)) {
-            (Ok(epoch), Ok(offset)) if stored.as_deref() == replid => {
-                Some(StreamPosition { offset, epoch: epoch.into() })
-            }
+            (Ok(epoch), Ok(offset)) if stored.as_deref() == replid => Some(StreamPosition {
+                offset,
+                epoch: epoch.into(),
+            }),
             _ => None,
         };
-        checked.push(Checked { name, serial, position });
+        checked.push(Checked {
+            name,
+            serial,
+            position,
+        });
     }
     Ok(checked)
 }

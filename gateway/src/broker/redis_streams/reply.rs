@@ -17,7 +17,9 @@ impl Fields {
     }
 
     pub(crate) fn value(&mut self) -> Result<Value, BrokerError> {
-        self.0.next().ok_or_else(|| BrokerError::Corrupt("a short answer of Redis".to_owned()))
+        self.0
+            .next()
+            .ok_or_else(|| BrokerError::Corrupt("a short answer of Redis".to_owned()))
     }
 
     pub(crate) fn bytes(&mut self) -> Result<Bytes, BrokerError> {
@@ -72,5 +74,7 @@ pub(crate) fn unexpected(value: &Value) -> BrokerError {
         Value::Array(_) => "an array",
         _ => "another type",
     };
-    BrokerError::Corrupt(format!("Redis answered {shape} where something else must be"))
+    BrokerError::Corrupt(format!(
+        "Redis answered {shape} where something else must be"
+    ))
 }

@@ -46,8 +46,14 @@ impl Script {
     /// Makes the call; arguments follow the keys.
     pub(crate) fn call(&'static self, keys: &[String]) -> Call {
         let mut command = redis::cmd("EVALSHA");
-        command.arg(self.compiled.get_hash()).arg(keys.len()).arg(keys);
-        Call { script: Some(self), command }
+        command
+            .arg(self.compiled.get_hash())
+            .arg(keys.len())
+            .arg(keys);
+        Call {
+            script: Some(self),
+            command,
+        }
     }
 
     pub(crate) fn load(&self) -> Cmd {
@@ -72,6 +78,9 @@ impl Call {
 
 impl From<Cmd> for Call {
     fn from(command: Cmd) -> Self {
-        Self { script: None, command }
+        Self {
+            script: None,
+            command,
+        }
     }
 }

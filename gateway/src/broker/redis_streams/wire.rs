@@ -33,17 +33,17 @@ pub(crate) struct Item {
     #[prost(string, tag = "3")]
     pub(crate) epoch: String,
     #[prost(bytes = "bytes", tag = "4")]
-    pub(crate) data: Bytes,
+    pub(super) data: Bytes,
     #[prost(message, optional, tag = "5")]
-    pub(crate) info: Option<Member>,
+    pub(super) info: Option<Member>,
     #[prost(btree_map = "string, string", tag = "6")]
-    pub(crate) tags: BTreeMap<String, String>,
+    pub(super) tags: BTreeMap<String, String>,
     /// The message id: 16 bytes.
     #[prost(bytes = "bytes", tag = "7")]
-    pub(crate) id: Bytes,
+    pub(super) id: Bytes,
     /// 0 publication, 1 join, 2 leave.
     #[prost(uint32, tag = "8")]
-    pub(crate) kind: u32,
+    pub(super) kind: u32,
 }
 
 /// A client, inside items and as a value of presence.
@@ -98,7 +98,11 @@ impl Item {
             Signal::Leave(info) => (KIND_LEAVE, info),
         };
         let info = Some(Member::from(&**info));
-        versioned(&Self { kind, info, ..Self::default() })
+        versioned(&Self {
+            kind,
+            info,
+            ..Self::default()
+        })
     }
 
     pub(crate) fn read(value: Bytes) -> Result<Self, BrokerError> {
@@ -117,7 +121,9 @@ impl Item {
             KIND_LEAVE => Signal::Leave,
             _ => return Ok(None),
         };
-        let member = self.info.ok_or_else(|| corrupt("a signal without a client"))?;
+        let member = self
+            .info
+            .ok_or_else(|| corrupt("a signal without a client"))?;
         Ok(Some(Delivery::Signal(signal(Arc::new(member.try_into()?)))))
     }
 
@@ -141,7 +147,13 @@ impl Item {
     ) -> Result<OutboxEntry, BrokerError> {
         let epoch = Epoch::from(self.epoch.as_str());
         let publication = Arc::new(self.into_publication()?);
-        Ok(OutboxEntry { entry_id, partition, epoch, channel, publication })
+        Ok(OutboxEntry {
+            entry_id,
+            partition,
+            epoch,
+            channel,
+            publication,
+        })
     }
 }
 
@@ -166,7 +178,10 @@ impl KnownResult {
 
     pub(crate) fn position(&self) -> Option<StreamPosition> {
         let epoch = Epoch::from(self.epoch.as_str());
-        (!self.epoch.is_empty()).then_some(StreamPosition { offset: self.offset, epoch })
+        (!self.epoch.is_empty()).then_some(StreamPosition {
+            offset: self.offset,
+            epoch,
+        })
     }
 }
 
@@ -226,7 +241,9 @@ fn read<M: Message + Default>(mut value: Bytes) -> Result<M, BrokerError> {
     }
     let version = value.split_to(1)[0];
     if version != VERSION {
-        return Err(BrokerError::Corrupt(format!("a value of version {version}")));
+        return Err(BrokerError::Corrupt(format!(
+            "a value of version {version}"
+        )));
     }
     M::decode(value).map_err(|error| BrokerError::Corrupt(error.to_string()))
 }
@@ -317,10 +334,19 @@ mod tests {
 
     #[test]
     fn a_later_version_is_an_error_and_an_unknown_field_is_none() {
-        assert!(matches!(Item::read(vec![2, 0].into()), Err(BrokerError::Corrupt(_))));
+        assert!(matches!(
+            Item::read(vec![2, 0].into()),
+            Err(BrokerError::Corrupt(_))
+        ));
         assert!(Item::read(Bytes::new()).is_err());
         let mut value = Item::signal(&Signal::Join(Arc::new(info())));
         value.extend([0xfa, 0x01, 0x01, b'x']);
-        assert!(Item::read(value.into()).unwrap().into_delivery().unwrap().is_some());
+        assert!(
+            Item::read(value.into())
+                .unwrap()
+                .into_delivery()
+                .unwrap()
+                .is_some()
+        );
     }
 }
