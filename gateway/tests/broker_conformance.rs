@@ -33,9 +33,18 @@ on_both_brokers!(15:
     payloads_of_any_kind_arrive_as_they_were,
 );
 
-async fn publish_all(node: &TestNode, channel: &ChannelName, policy: &HistoryPolicy, texts: &[&str]) {
+async fn publish_all(
+    node: &TestNode,
+    channel: &ChannelName,
+    policy: &HistoryPolicy,
+    texts: &[&str],
+) {
     for text in texts {
-        node.parts.broker.publish(kept(channel, text, policy)).await.unwrap();
+        node.parts
+            .broker
+            .publish(kept(channel, text, policy))
+            .await
+            .unwrap();
     }
 }
 
@@ -97,12 +106,22 @@ async fn history_keeps_its_size_and_its_time(kind: Kind) {
     assert_eq!(page.publications.len(), 10);
     assert_eq!((page.publications[0].offset, page.top.offset), (241, 250));
 
-    let short = HistoryPolicy { ttl: Duration::from_millis(300), ..large };
-    node.parts.broker.publish(kept(&channel, "last", &short)).await.unwrap();
+    let short = HistoryPolicy {
+        ttl: Duration::from_millis(300),
+        ..large
+    };
+    node.parts
+        .broker
+        .publish(kept(&channel, "last", &short))
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_millis(400)).await;
     let page = read(&*node.broker(), &channel, &policy(10), all()).await;
     assert_eq!(page.publications.len(), 0);
-    assert_eq!(page.top.offset, 251, "the position outlives the publications");
+    assert_eq!(
+        page.top.offset, 251,
+        "the position outlives the publications"
+    );
 }
 
 async fn a_position_of_another_epoch_is_refused(kind: Kind) {
@@ -110,8 +129,13 @@ async fn a_position_of_another_epoch_is_refused(kind: Kind) {
     let (channel, policy) = (channel("epoch"), policy(10));
     publish_all(&node, &channel, &policy, &["1"]).await;
     let broker = node.broker();
-    let refused = broker.history(&channel, &policy, since(0, &Epoch::from("another"))).await;
-    assert!(matches!(refused, Err(BrokerError::UnrecoverablePosition)), "{refused:?}");
+    let refused = broker
+        .history(&channel, &policy, since(0, &Epoch::from("another")))
+        .await;
+    assert!(
+        matches!(refused, Err(BrokerError::UnrecoverablePosition)),
+        "{refused:?}"
+    );
     let unnamed = read(&*broker, &channel, &policy, since(0, &Epoch::from(""))).await;
     assert_eq!(texts(&unnamed.publications), ["1"]);
 }
@@ -126,31 +150,61 @@ async fn history_remove_keeps_the_position(kind: Kind) {
     assert_eq!((after.publications.len(), &after.top), (0, &before.top));
     publish_all(&node, &channel, &policy, &["3"]).await;
     let page = read(&*node.broker(), &channel, &policy, all()).await;
-    assert_eq!((texts(&page.publications), page.top.offset), (vec!["3".to_owned()], 3));
+    assert_eq!(
+        (texts(&page.publications), page.top.offset),
+        (vec!["3".to_owned()], 3)
+    );
 }
 
 async fn a_channel_without_history_has_no_position(kind: Kind) {
     let (here, there) = two_nodes(kind).await;
     let channel = channel("ephemeral");
     there.parts.broker.subscribe(&channel, None).await.unwrap();
-    let published = here.parts.broker.publish(ephemeral(&channel, "\"a\"")).await.unwrap();
+    let published = here
+        .parts
+        .broker
+        .publish(ephemeral(&channel, "\"a\""))
+        .await
+        .unwrap();
     assert_eq!((published.position, published.is_repeat), (None, false));
     assert!(published.outbox.is_none());
     there.seen.expect(&channel, 1).await;
-    let line = Line::Publication { epoch: None, offset: 0, data: "\"a\"".to_owned() };
+    let line = Line::Publication {
+        epoch: None,
+        offset: 0,
+        data: "\"a\"".to_owned(),
+    };
     assert_eq!(there.seen.lines(&channel), [line]);
 }
 
 async fn a_key_gives_the_first_result(kind: Kind) {
     let (here, there) = two_nodes(kind).await;
     let (channel, policy) = (channel("key"), policy(10));
-    there.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+    there
+        .parts
+        .broker
+        .subscribe(&channel, Some(&policy))
+        .await
+        .unwrap();
     let publication = with_key(kept(&channel, "1", &policy), "user:a", "k");
-    let first = here.parts.broker.publish(publication.clone()).await.unwrap();
-    let repeat = there.parts.broker.publish(publication.clone()).await.unwrap();
+    let first = here
+        .parts
+        .broker
+        .publish(publication.clone())
+        .await
+        .unwrap();
+    let repeat = there
+        .parts
+        .broker
+        .publish(publication.clone())
+        .await
+        .unwrap();
     assert!(!first.is_repeat && repeat.is_repeat);
     assert_eq!(first.position, repeat.position);
-    assert_eq!((first.id, first.published_at_ms), (repeat.id, repeat.published_at_ms));
+    assert_eq!(
+        (first.id, first.published_at_ms),
+        (repeat.id, repeat.published_at_ms)
+    );
     let other = with_key(kept(&channel, "1", &policy), "user:b", "k");
     assert!(!here.parts.broker.publish(other).await.unwrap().is_repeat);
     assert_eq!(there.seen.expect(&channel, 2).await, ["1", "1"]);
@@ -162,11 +216,17 @@ async fn a_key_with_another_payload_is_a_conflict(kind: Kind) {
     let publication = |text| with_key(kept(&channel, text, &policy), "user:a", "k");
     node.parts.broker.publish(publication("1")).await.unwrap();
     let conflict = node.parts.broker.publish(publication("2")).await;
-    assert!(matches!(conflict, Err(BrokerError::KeyConflict)), "{conflict:?}");
+    assert!(
+        matches!(conflict, Err(BrokerError::KeyConflict)),
+        "{conflict:?}"
+    );
     let mut tagged = publication("1");
     tagged.tags.insert("a".to_owned(), "b".to_owned());
     let conflict = node.parts.broker.publish(tagged).await;
-    assert!(matches!(conflict, Err(BrokerError::KeyConflict)), "{conflict:?}");
+    assert!(
+        matches!(conflict, Err(BrokerError::KeyConflict)),
+        "{conflict:?}"
+    );
     let page = read(&*node.broker(), &channel, &policy, all()).await;
     assert_eq!(texts(&page.publications), ["1"]);
 }
@@ -178,7 +238,11 @@ async fn a_key_ends_with_its_time(kind: Kind) {
     if let Some(idempotency) = &mut publication.idempotency {
         idempotency.ttl = Duration::from_millis(300);
     }
-    node.parts.broker.publish(publication.clone()).await.unwrap();
+    node.parts
+        .broker
+        .publish(publication.clone())
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_millis(400)).await;
     let second = node.parts.broker.publish(publication).await.unwrap();
     assert!(!second.is_repeat);
@@ -189,7 +253,12 @@ async fn keys_work_without_history(kind: Kind) {
     let node = node(kind).await;
     let channel = channel("key-ephemeral");
     let publication = with_key(ephemeral(&channel, "1"), "api:default", "k");
-    let first = node.parts.broker.publish(publication.clone()).await.unwrap();
+    let first = node
+        .parts
+        .broker
+        .publish(publication.clone())
+        .await
+        .unwrap();
     let repeat = node.parts.broker.publish(publication).await.unwrap();
     assert_eq!((first.is_repeat, repeat.is_repeat), (false, true));
     assert_eq!((repeat.position, repeat.id), (None, first.id));
@@ -199,12 +268,22 @@ async fn durable_offsets_begin_at_the_clock(kind: Kind) {
     let node = node(kind).await;
     let (channel, policy) = (channel("durable"), durable_policy(10));
     let before_us = now_us();
-    let first = node.parts.broker.publish(kept(&channel, "1", &policy)).await.unwrap();
+    let first = node
+        .parts
+        .broker
+        .publish(kept(&channel, "1", &policy))
+        .await
+        .unwrap();
     let position = first.position.unwrap();
     assert!(position.offset > before_us && position.offset < before_us + 60_000_000);
     let page = read(&*node.broker(), &channel, &policy, all()).await;
     assert_eq!(page.top, position);
-    let second = node.parts.broker.publish(kept(&channel, "2", &policy)).await.unwrap();
+    let second = node
+        .parts
+        .broker
+        .publish(kept(&channel, "2", &policy))
+        .await
+        .unwrap();
     assert_eq!(second.position.unwrap().offset, position.offset + 1);
 }
 
@@ -213,28 +292,65 @@ async fn the_outbox_holds_what_was_accepted(kind: Kind) {
     let (channel, policy) = (channel("outbox"), durable_policy(10));
     let mut publication = with_key(kept(&channel, "{\"a\":1}", &policy), "user:a", "k");
     publication.info = Some(client("ann"));
-    publication.tags.insert("id".to_owned(), publication.id.to_string());
-    let published = here.parts.broker.publish(publication.clone()).await.unwrap();
+    publication
+        .tags
+        .insert("id".to_owned(), publication.id.to_string());
+    let published = here
+        .parts
+        .broker
+        .publish(publication.clone())
+        .await
+        .unwrap();
     let entry = published.outbox.clone().expect("an outbox entry");
     assert_eq!(entry.channel, channel);
-    assert_eq!(Some(&entry.epoch), published.position.as_ref().map(|position| &position.epoch));
+    assert_eq!(
+        Some(&entry.epoch),
+        published.position.as_ref().map(|position| &position.epoch)
+    );
     assert_eq!(entry.publication.id, Some(publication.id));
     assert_eq!(entry.publication.info, publication.info);
 
     // Whoever repeats it finds the entry, and whoever sweeps does.
-    let repeat = there.parts.broker.publish(publication.clone()).await.unwrap();
+    let repeat = there
+        .parts
+        .broker
+        .publish(publication.clone())
+        .await
+        .unwrap();
     let again = repeat.outbox.expect("the entry is still there");
-    assert_eq!((&again.entry_id, &again.publication), (&entry.entry_id, &entry.publication));
+    assert_eq!(
+        (&again.entry_id, &again.publication),
+        (&entry.entry_id, &entry.publication)
+    );
     let stats = there.parts.outbox.stats().await.unwrap();
     assert!(stats.pending >= 1, "{stats:?}");
-    let left = there.parts.outbox.leftovers(Duration::ZERO, usize::MAX).await.unwrap();
-    let found = left.iter().find(|left| left.channel == channel).expect("a leftover");
+    let left = there
+        .parts
+        .outbox
+        .leftovers(Duration::ZERO, usize::MAX)
+        .await
+        .unwrap();
+    let found = left
+        .iter()
+        .find(|left| left.channel == channel)
+        .expect("a leftover");
     assert_eq!(found.publication, entry.publication);
-    let young = there.parts.outbox.leftovers(Duration::from_secs(60), usize::MAX).await.unwrap();
+    let young = there
+        .parts
+        .outbox
+        .leftovers(Duration::from_secs(60), usize::MAX)
+        .await
+        .unwrap();
     assert!(young.iter().all(|young| young.channel != channel));
 
-    assert_eq!(here.parts.outbox.settle(&entry).await.unwrap(), Settled::Current);
-    assert_eq!(there.parts.outbox.settle(&entry).await.unwrap(), Settled::Current);
+    assert_eq!(
+        here.parts.outbox.settle(&entry).await.unwrap(),
+        Settled::Current
+    );
+    assert_eq!(
+        there.parts.outbox.settle(&entry).await.unwrap(),
+        Settled::Current
+    );
     let repeat = there.parts.broker.publish(publication).await.unwrap();
     assert!(repeat.is_repeat && repeat.outbox.is_none());
 }
@@ -242,19 +358,37 @@ async fn the_outbox_holds_what_was_accepted(kind: Kind) {
 async fn an_unknown_stream_is_superseded(kind: Kind) {
     let node = node(kind).await;
     let (channel, policy) = (channel("superseded"), durable_policy(10));
-    let published = node.parts.broker.publish(kept(&channel, "1", &policy)).await.unwrap();
+    let published = node
+        .parts
+        .broker
+        .publish(kept(&channel, "1", &policy))
+        .await
+        .unwrap();
     let mut entry = published.outbox.unwrap();
     entry.epoch = "elsewhere".into();
-    assert_eq!(node.parts.outbox.settle(&entry).await.unwrap(), Settled::Superseded);
+    assert_eq!(
+        node.parts.outbox.settle(&entry).await.unwrap(),
+        Settled::Superseded
+    );
 }
 
 async fn calls_started_in_order_keep_their_order(kind: Kind) {
     let node = node(kind).await;
     let (channel, policy) = (channel("started"), policy(1_000));
-    node.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+    node.parts
+        .broker
+        .subscribe(&channel, Some(&policy))
+        .await
+        .unwrap();
     let sent: Vec<String> = (0..500).map(|number| number.to_string()).collect();
-    let calls = sent.iter().map(|text| node.parts.broker.publish(kept(&channel, text, &policy)));
-    for (number, published) in futures::future::join_all(calls).await.into_iter().enumerate() {
+    let calls = sent
+        .iter()
+        .map(|text| node.parts.broker.publish(kept(&channel, text, &policy)));
+    for (number, published) in futures::future::join_all(calls)
+        .await
+        .into_iter()
+        .enumerate()
+    {
         let offset = published.unwrap().position.unwrap().offset;
         assert_eq!(offset, number as u64 + 1);
     }
@@ -265,15 +399,27 @@ async fn concurrent_publishers_have_one_order_on_every_node(kind: Kind) {
     let (here, there) = two_nodes(kind).await;
     let (channel, policy) = (channel("order"), policy(2_000));
     for node in [&here, &there] {
-        node.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+        node.parts
+            .broker
+            .subscribe(&channel, Some(&policy))
+            .await
+            .unwrap();
     }
     let publishers = (0..8).map(|publisher| {
-        let node = if publisher % 2 == 0 { Arc::clone(&here) } else { Arc::clone(&there) };
+        let node = if publisher % 2 == 0 {
+            Arc::clone(&here)
+        } else {
+            Arc::clone(&there)
+        };
         let (channel, policy) = (channel.clone(), policy.clone());
         tokio::spawn(async move {
             for number in 0..100 {
                 let text = format!("\"{publisher}-{number}\"");
-                node.parts.broker.publish(kept(&channel, &text, &policy)).await.unwrap();
+                node.parts
+                    .broker
+                    .publish(kept(&channel, &text, &policy))
+                    .await
+                    .unwrap();
             }
         })
     });
@@ -295,21 +441,39 @@ async fn nothing_accepted_after_subscribing_is_missed(kind: Kind) {
     let policy = policy(10_000);
     for _ in 0..10 {
         let channel = channel("race");
-        let (is_over, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (is_over, accepted) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let publishing = tokio::spawn({
             let (is_over, accepted) = (Arc::clone(&is_over), Arc::clone(&accepted));
             let (here, channel, policy) = (Arc::clone(&here), channel.clone(), policy.clone());
             async move {
                 while !is_over.load(Ordering::SeqCst) {
-                    here.parts.broker.publish(kept(&channel, "1", &policy)).await.unwrap();
+                    here.parts
+                        .broker
+                        .publish(kept(&channel, "1", &policy))
+                        .await
+                        .unwrap();
                     accepted.fetch_add(1, Ordering::SeqCst);
                 }
             }
         });
-        eventually("something is published", || accepted.load(Ordering::SeqCst) > 3).await;
-        there.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+        eventually("something is published", || {
+            accepted.load(Ordering::SeqCst) > 3
+        })
+        .await;
+        there
+            .parts
+            .broker
+            .subscribe(&channel, Some(&policy))
+            .await
+            .unwrap();
         let before = accepted.load(Ordering::SeqCst);
-        eventually("more is published", || accepted.load(Ordering::SeqCst) > before + 20).await;
+        eventually("more is published", || {
+            accepted.load(Ordering::SeqCst) > before + 20
+        })
+        .await;
         is_over.store(true, Ordering::SeqCst);
         publishing.await.unwrap();
         let total = accepted.load(Ordering::SeqCst) as u64;
@@ -319,7 +483,11 @@ async fn nothing_accepted_after_subscribing_is_missed(kind: Kind) {
         .await;
         let offsets = there.seen.offsets(&channel);
         // One may have been accepted before and counted after the subscribe.
-        assert!(offsets[0] <= before as u64 + 2, "{} after {before}", offsets[0]);
+        assert!(
+            offsets[0] <= before as u64 + 2,
+            "{} after {before}",
+            offsets[0]
+        );
         let contiguous: Vec<u64> = (offsets[0]..=total).collect();
         assert_eq!(offsets, contiguous);
         there.parts.broker.unsubscribe(&channel).await.unwrap();
@@ -329,8 +497,18 @@ async fn nothing_accepted_after_subscribing_is_missed(kind: Kind) {
 async fn only_subscribed_channels_are_delivered(kind: Kind) {
     let (here, there) = two_nodes(kind).await;
     let (channel, other, policy) = (channel("subscribed"), channel("other"), policy(10));
-    there.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
-    there.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+    there
+        .parts
+        .broker
+        .subscribe(&channel, Some(&policy))
+        .await
+        .unwrap();
+    there
+        .parts
+        .broker
+        .subscribe(&channel, Some(&policy))
+        .await
+        .unwrap();
     publish_all(&here, &other, &policy, &["x"]).await;
     publish_all(&here, &channel, &policy, &["1"]).await;
     assert_eq!(there.seen.expect(&channel, 1).await, ["1"]);
@@ -340,7 +518,12 @@ async fn only_subscribed_channels_are_delivered(kind: Kind) {
     there.parts.broker.unsubscribe(&channel).await.unwrap();
     publish_all(&here, &channel, &policy, &["2"]).await;
     // A later subscribe is behind the unsubscribe: what comes after it is all that comes.
-    there.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+    there
+        .parts
+        .broker
+        .subscribe(&channel, Some(&policy))
+        .await
+        .unwrap();
     publish_all(&here, &channel, &policy, &["3"]).await;
     let seen = there.seen.expect(&channel, 2).await;
     assert_eq!(seen, ["1", "3"]);
@@ -356,7 +539,9 @@ async fn signals_reach_subscribers_in_order(kind: Kind) {
         Signal::Join(bob),
         Signal::Leave(ann),
     ];
-    let told = signals.into_iter().map(|signal| here.parts.broker.signal(&channel, signal));
+    let told = signals
+        .into_iter()
+        .map(|signal| here.parts.broker.signal(&channel, signal));
     futures::future::try_join_all(told).await.unwrap();
     eventually("three signals", || there.seen.lines(&channel).len() == 3).await;
     let (ann, bob) = ("ann".to_owned(), "bob".to_owned());
@@ -367,20 +552,34 @@ async fn signals_reach_subscribers_in_order(kind: Kind) {
 async fn payloads_of_any_kind_arrive_as_they_were(kind: Kind) {
     let (here, there) = two_nodes(kind).await;
     let (channel, policy) = (channel("payloads gr\u{fc}n {1} \u{1f600}"), policy(10));
-    there.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+    there
+        .parts
+        .broker
+        .subscribe(&channel, Some(&policy))
+        .await
+        .unwrap();
     let large = format!("\"{}\"", "\u{e9}".repeat(32 * 1024 - 1));
     assert_eq!(large.len(), 64 * 1024);
     for text in ["{}", "\"\u{1f600} \\u0000 \u{2028}\"", &large] {
         let mut publication = kept(&channel, text, &policy);
         publication.info = Some(client("\u{e4}nn"));
-        publication.tags.insert("gr\u{fc}n".to_owned(), "\u{1f600}".repeat(200));
-        here.parts.broker.publish(publication.clone()).await.unwrap();
+        publication
+            .tags
+            .insert("gr\u{fc}n".to_owned(), "\u{1f600}".repeat(200));
+        here.parts
+            .broker
+            .publish(publication.clone())
+            .await
+            .unwrap();
         let count = there.seen.publications(&channel).len();
         there.seen.expect(&channel, count + 1).await;
         let seen = there.seen.publications(&channel);
         let seen = seen.last().unwrap();
         assert_eq!(seen.data, Bytes::copy_from_slice(text.as_bytes()));
-        assert_eq!((&seen.info, &seen.tags), (&publication.info, &publication.tags));
+        assert_eq!(
+            (&seen.info, &seen.tags),
+            (&publication.info, &publication.tags)
+        );
         assert_eq!(seen.id, Some(publication.id));
     }
     let page = read(&*here.broker(), &channel, &policy, all()).await;
@@ -405,10 +604,17 @@ mod redis_faults {
     async fn kill(node: &TestNode, role: &str) -> usize {
         let mut raw = raw_redis(KIND).await;
         let name = format!("name=wyd:{role}:{} ", node.id);
-        let list: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut raw).await.unwrap();
+        let list: String = redis::cmd("CLIENT")
+            .arg("LIST")
+            .query_async(&mut raw)
+            .await
+            .unwrap();
         let mut killed = 0;
         for line in list.lines().filter(|line| line.contains(&name)) {
-            let id = line.split_whitespace().find_map(|field| field.strip_prefix("id=")).unwrap();
+            let id = line
+                .split_whitespace()
+                .find_map(|field| field.strip_prefix("id="))
+                .unwrap();
             let count: usize = redis::cmd("CLIENT")
                 .arg("KILL")
                 .arg("ID")
@@ -422,7 +628,11 @@ mod redis_faults {
     }
 
     fn repairs(node: &TestNode, reason: &'static str) -> u64 {
-        node.parts.metrics.repairs.get_or_create(&ReasonLabel { reason }).get()
+        node.parts
+            .metrics
+            .repairs
+            .get_or_create(&ReasonLabel { reason })
+            .get()
     }
 
     /// Puts a copy of the last publication into the stream and counts it, without a bell.
@@ -458,7 +668,12 @@ mod redis_faults {
     async fn a_lost_connection_is_repaired_from_the_stream() {
         let (here, there) = two_nodes(KIND).await;
         let (channel, policy) = (channel("kill"), policy(10_000));
-        there.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+        there
+            .parts
+            .broker
+            .subscribe(&channel, Some(&policy))
+            .await
+            .unwrap();
         let is_over = Arc::new(AtomicBool::new(false));
         let publishing = tokio::spawn({
             let (is_over, here) = (Arc::clone(&is_over), Arc::clone(&here));
@@ -466,7 +681,11 @@ mod redis_faults {
             async move {
                 let mut accepted = 0u64;
                 while !is_over.load(Ordering::SeqCst) {
-                    here.parts.broker.publish(kept(&channel, "1", &policy)).await.unwrap();
+                    here.parts
+                        .broker
+                        .publish(kept(&channel, "1", &policy))
+                        .await
+                        .unwrap();
                     accepted += 1;
                     tokio::time::sleep(Duration::from_micros(500)).await;
                 }
@@ -499,7 +718,13 @@ mod redis_faults {
             kill(&node, "main").await;
             let deadline = tokio::time::Instant::now() + PATIENCE;
             // The outcome of the first attempt may be unknown: that is what the error says.
-            while node.parts.broker.publish(kept(&channel, "1", &policy)).await.is_err() {
+            while node
+                .parts
+                .broker
+                .publish(kept(&channel, "1", &policy))
+                .await
+                .is_err()
+            {
                 assert!(tokio::time::Instant::now() < deadline);
             }
             let page = read(&*node.broker(), &channel, &policy, all()).await;
@@ -511,7 +736,11 @@ mod redis_faults {
     async fn a_lost_bell_is_noticed_within_three_seconds() {
         let node = node(KIND).await;
         let (channel, policy) = (channel("lost-bell"), policy(100));
-        node.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+        node.parts
+            .broker
+            .subscribe(&channel, Some(&policy))
+            .await
+            .unwrap();
         publish_all(&node, &channel, &policy, &["1"]).await;
         node.seen.expect(&channel, 1).await;
         publish_silently(&channel).await;
@@ -526,7 +755,11 @@ mod redis_faults {
     async fn a_gap_is_filled_before_what_follows() {
         let node = node(KIND).await;
         let (channel, policy) = (channel("gap"), policy(100));
-        node.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+        node.parts
+            .broker
+            .subscribe(&channel, Some(&policy))
+            .await
+            .unwrap();
         publish_all(&node, &channel, &policy, &["1"]).await;
         publish_silently(&channel).await;
         publish_silently(&channel).await;
@@ -539,7 +772,11 @@ mod redis_faults {
     async fn a_stream_that_is_gone_is_told() {
         let node = node(KIND).await;
         let (channel, policy) = (channel("gone"), policy(100));
-        node.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+        node.parts
+            .broker
+            .subscribe(&channel, Some(&policy))
+            .await
+            .unwrap();
         publish_all(&node, &channel, &policy, &["1"]).await;
         node.seen.expect(&channel, 1).await;
         publish_silently(&channel).await;
@@ -547,7 +784,13 @@ mod redis_faults {
         publish_all(&node, &channel, &policy, &["3"]).await;
         node.seen.expect(&channel, 2).await;
         let lines = node.seen.lines(&channel);
-        assert!(matches!(lines[1..], [Line::Lost, Line::Publication { offset: 3, .. }]), "{lines:?}");
+        assert!(
+            matches!(
+                lines[1..],
+                [Line::Lost, Line::Publication { offset: 3, .. }]
+            ),
+            "{lines:?}"
+        );
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -555,14 +798,26 @@ mod redis_faults {
         for policy in [policy(100), durable_policy(100)] {
             let node = node(KIND).await;
             let channel = channel("failover");
-            node.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+            node.parts
+                .broker
+                .subscribe(&channel, Some(&policy))
+                .await
+                .unwrap();
             publish_all(&node, &channel, &policy, &["1", "2"]).await;
             node.seen.expect(&channel, 2).await;
             let before = read(&*node.broker(), &channel, &policy, all()).await.top;
             // As if the data were a copy that came from elsewhere.
             let mut raw = raw_redis(KIND).await;
-            let _: () = raw.hset(key("m", &channel), "replid", "0".repeat(40)).await.unwrap();
-            let published = node.parts.broker.publish(kept(&channel, "3", &policy)).await.unwrap();
+            let _: () = raw
+                .hset(key("m", &channel), "replid", "0".repeat(40))
+                .await
+                .unwrap();
+            let published = node
+                .parts
+                .broker
+                .publish(kept(&channel, "3", &policy))
+                .await
+                .unwrap();
             let after = published.position.unwrap();
             assert_ne!(before.epoch, after.epoch);
             if policy.durable {
@@ -588,7 +843,11 @@ mod redis_faults {
     async fn another_primary_is_noticed_in_silence() {
         let node = node(KIND).await;
         let (channel, policy) = (channel("silent-failover"), policy(100));
-        node.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+        node.parts
+            .broker
+            .subscribe(&channel, Some(&policy))
+            .await
+            .unwrap();
         publish_all(&node, &channel, &policy, &["1"]).await;
         node.seen.expect(&channel, 1).await;
         let _: () = raw_redis(KIND).await.del(key("m", &channel)).await.unwrap();
@@ -602,7 +861,11 @@ mod redis_faults {
     async fn forgotten_scripts_are_loaded_again_in_order() {
         let node = Arc::new(node(KIND).await);
         let (channel, policy) = (channel("noscript"), policy(10_000));
-        node.parts.broker.subscribe(&channel, Some(&policy)).await.unwrap();
+        node.parts
+            .broker
+            .subscribe(&channel, Some(&policy))
+            .await
+            .unwrap();
         let is_over = Arc::new(AtomicBool::new(false));
         let forgetting = tokio::spawn({
             let is_over = Arc::clone(&is_over);
@@ -621,7 +884,9 @@ mod redis_faults {
         let sent: Vec<String> = (0..2_000).map(|number| number.to_string()).collect();
         let mut refused = 0;
         for batch in sent.chunks(100) {
-            let calls = batch.iter().map(|text| node.parts.broker.publish(kept(&channel, text, &policy)));
+            let calls = batch
+                .iter()
+                .map(|text| node.parts.broker.publish(kept(&channel, text, &policy)));
             let answers = futures::future::join_all(calls).await;
             // Forgotten twice in a row is an error; what counts is that nothing changes places.
             refused += answers.iter().filter(|answer| answer.is_err()).count();
@@ -644,18 +909,38 @@ mod redis_faults {
         let meta = channel("wrong-meta");
         let _: () = raw.set_ex(key("m", &meta), "text", 60).await.unwrap();
         let published = node.parts.broker.publish(kept(&meta, "1", &policy)).await;
-        assert!(matches!(published, Err(BrokerError::Corrupt(_))), "{published:?}");
+        assert!(
+            matches!(published, Err(BrokerError::Corrupt(_))),
+            "{published:?}"
+        );
         let page = node.parts.broker.history(&meta, &policy, all()).await;
         assert!(matches!(page, Err(BrokerError::Corrupt(_))), "{page:?}");
-        assert!(node.parts.broker.subscribe(&meta, Some(&policy)).await.is_err());
+        assert!(
+            node.parts
+                .broker
+                .subscribe(&meta, Some(&policy))
+                .await
+                .is_err()
+        );
 
         let stream = channel("wrong-stream");
-        node.parts.broker.publish(kept(&stream, "1", &policy)).await.unwrap();
+        node.parts
+            .broker
+            .publish(kept(&stream, "1", &policy))
+            .await
+            .unwrap();
         let outbox_before = outbox_length(&stream).await;
         let _: () = raw.set_ex(key("s", &stream), "text", 60).await.unwrap();
         let published = node.parts.broker.publish(kept(&stream, "2", &policy)).await;
-        assert!(matches!(published, Err(BrokerError::Corrupt(_))), "{published:?}");
-        assert_eq!(outbox_length(&stream).await, outbox_before, "nothing is half done");
+        assert!(
+            matches!(published, Err(BrokerError::Corrupt(_))),
+            "{published:?}"
+        );
+        assert_eq!(
+            outbox_length(&stream).await,
+            outbox_before,
+            "nothing is half done"
+        );
 
         let record = channel("wrong-record");
         let publication = with_key(kept(&record, "1", &policy), "s", "k");
@@ -664,11 +949,18 @@ mod redis_faults {
         let name = format!("{partition}:i:s:{}:{record}:k", record.as_str().len());
         let _: () = raw.lpush(&name, "x").await.unwrap();
         let published = node.parts.broker.publish(publication).await;
-        assert!(matches!(published, Err(BrokerError::Corrupt(_))), "{published:?}");
+        assert!(
+            matches!(published, Err(BrokerError::Corrupt(_))),
+            "{published:?}"
+        );
         let _: () = raw.del(&name).await.unwrap();
 
         let healthy = channel("healthy");
-        node.parts.broker.subscribe(&healthy, Some(&policy)).await.unwrap();
+        node.parts
+            .broker
+            .subscribe(&healthy, Some(&policy))
+            .await
+            .unwrap();
         publish_all(&node, &healthy, &policy, &["1"]).await;
         assert_eq!(node.seen.expect(&healthy, 1).await, ["1"]);
     }
@@ -676,17 +968,31 @@ mod redis_faults {
     async fn outbox_length(channel: &ChannelName) -> u64 {
         let name = key("", channel);
         let partition = name.split("::").next().unwrap();
-        raw_redis(KIND).await.xlen(format!("{partition}:outbox")).await.unwrap()
+        raw_redis(KIND)
+            .await
+            .xlen(format!("{partition}:outbox"))
+            .await
+            .unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_full_outbox_refuses_before_anything_is_shown() {
-        let config = BrokerConfig { outbox_entries_max: 0, ..BrokerConfig::default() };
+        let config = BrokerConfig {
+            outbox_entries_max: 0,
+            ..BrokerConfig::default()
+        };
         let node = node_with(KIND, config).await.unwrap();
         let (channel, policy) = (channel("full"), durable_policy(10));
         let top = read(&*node.broker(), &channel, &policy, all()).await.top;
-        let refused = node.parts.broker.publish(kept(&channel, "1", &policy)).await;
-        assert!(matches!(refused, Err(BrokerError::Refused(_))), "{refused:?}");
+        let refused = node
+            .parts
+            .broker
+            .publish(kept(&channel, "1", &policy))
+            .await;
+        assert!(
+            matches!(refused, Err(BrokerError::Refused(_))),
+            "{refused:?}"
+        );
         let page = read(&*node.broker(), &channel, &policy, all()).await;
         assert_eq!((page.publications.len(), page.top), (0, top));
         let ephemeral: NewPublication = ephemeral(&channel, "1");
@@ -696,8 +1002,14 @@ mod redis_faults {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_does_not_go_together_is_refused_at_start() {
         node(KIND).await;
-        let config = BrokerConfig { partitions: 128, ..BrokerConfig::default() };
-        let error = node_with(KIND, config).await.err().expect("another partition count");
+        let config = BrokerConfig {
+            partitions: 128,
+            ..BrokerConfig::default()
+        };
+        let error = node_with(KIND, config)
+            .await
+            .err()
+            .expect("another partition count");
         assert!(error.to_string().contains("256 partitions"), "{error}");
         assert!(matches!(error, BrokerError::Incompatible(_)));
     }

@@ -60,7 +60,12 @@ async fn live_nodes_are_listed(kind: Kind) {
     };
     here.parts.control.heartbeat(&info(&here, 1)).await.unwrap();
     here.parts.control.heartbeat(&info(&here, 2)).await.unwrap();
-    there.parts.control.heartbeat(&info(&there, 2)).await.unwrap();
+    there
+        .parts
+        .control
+        .heartbeat(&info(&there, 2))
+        .await
+        .unwrap();
     let nodes = there.parts.control.nodes().await.unwrap();
     assert!(nodes.contains(&info(&here, 2)), "{nodes:?}");
     assert!(nodes.contains(&info(&there, 2)), "{nodes:?}");
@@ -82,10 +87,19 @@ mod redis_faults {
         let mut sent = 0;
         for _ in 0..3 {
             let name = format!("name=wyd:control:{} ", there.id);
-            let list: String =
-                redis::cmd("CLIENT").arg("LIST").query_async(&mut raw).await.unwrap();
-            let line = list.lines().find(|line| line.contains(&name)).expect("a control connection");
-            let id = line.split_whitespace().find_map(|field| field.strip_prefix("id=")).unwrap();
+            let list: String = redis::cmd("CLIENT")
+                .arg("LIST")
+                .query_async(&mut raw)
+                .await
+                .unwrap();
+            let line = list
+                .lines()
+                .find(|line| line.contains(&name))
+                .expect("a control connection");
+            let id = line
+                .split_whitespace()
+                .find_map(|field| field.strip_prefix("id="))
+                .unwrap();
             let _: usize = redis::cmd("CLIENT")
                 .arg("KILL")
                 .arg("ID")
@@ -94,7 +108,11 @@ mod redis_faults {
                 .await
                 .unwrap();
             for _ in 0..5 {
-                here.parts.control.broadcast(disconnect(&user)).await.unwrap();
+                here.parts
+                    .control
+                    .broadcast(disconnect(&user))
+                    .await
+                    .unwrap();
                 sent += 1;
             }
             eventually("all are obeyed", || obeyed(&there, &[&user]).len() >= sent).await;
@@ -118,11 +136,17 @@ mod redis_faults {
         dead.parts.control.heartbeat(&info(&dead)).await.unwrap();
         let mut raw = raw_redis(KIND).await;
         // As if its last heartbeat were long ago.
-        let _: () = raw.zadd("wyd:{nodes}:live", dead.id.as_str(), 1).await.unwrap();
+        let _: () = raw
+            .zadd("wyd:{nodes}:live", dead.id.as_str(), 1)
+            .await
+            .unwrap();
         let nodes = here.parts.control.nodes().await.unwrap();
         assert!(nodes.iter().all(|node| node.uid != dead.id));
         here.parts.control.heartbeat(&info(&here)).await.unwrap();
-        let is_kept: bool = raw.hexists("wyd:{nodes}:info", dead.id.as_str()).await.unwrap();
+        let is_kept: bool = raw
+            .hexists("wyd:{nodes}:info", dead.id.as_str())
+            .await
+            .unwrap();
         assert!(!is_kept, "the registry does not grow");
     }
 
@@ -141,7 +165,14 @@ mod redis_faults {
                 .await
                 .unwrap();
         }
-        node.parts.control.broadcast(disconnect(&user)).await.unwrap();
-        eventually("the command is obeyed", || obeyed(&node, &[&user]).len() == 1).await;
+        node.parts
+            .control
+            .broadcast(disconnect(&user))
+            .await
+            .unwrap();
+        eventually("the command is obeyed", || {
+            obeyed(&node, &[&user]).len() == 1
+        })
+        .await;
     }
 }

@@ -1,7 +1,10 @@
 //! What the tests of the parts between nodes share: a node's parts on either broker, a sink that
 //! remembers, and small words for publications.
 
-#![allow(dead_code, reason = "every test file uses its own share of the vocabulary")]
+#![allow(
+    dead_code,
+    reason = "every test file uses its own share of the vocabulary"
+)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,13 +39,13 @@ pub enum Kind {
 #[macro_export]
 macro_rules! on_both_brokers {
     ($database:literal: $($name:ident),+ $(,)?) => {
-        mod memory {
+        mod on_memory {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 super::$name(super::between::Kind::Memory).await;
             })+
         }
-        mod redis {
+        mod on_redis {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 super::$name(super::between::Kind::Redis($database)).await;
@@ -112,7 +115,13 @@ pub async fn node_with(kind: Kind, config: BrokerConfig) -> Result<TestNode, Bro
             .await?
         }
     };
-    let node = TestNode { id, parts, seen, tasks, cancel };
+    let node = TestNode {
+        id,
+        parts,
+        seen,
+        tasks,
+        cancel,
+    };
     eventually("the broker is up", || node.parts.broker.is_up()).await;
     Ok(node)
 }
@@ -160,7 +169,11 @@ impl Obey for Seen {
 /// A delivery in one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Line {
-    Publication { epoch: Option<Epoch>, offset: u64, data: String },
+    Publication {
+        epoch: Option<Epoch>,
+        offset: u64,
+        data: String,
+    },
     Join(String),
     Leave(String),
     Lost,
@@ -175,7 +188,11 @@ impl Seen {
         let of_channel = |(name, delivery): &(ChannelName, Delivery)| {
             (name == channel).then(|| Line::of(delivery))
         };
-        self.deliveries.lock().iter().filter_map(of_channel).collect()
+        self.deliveries
+            .lock()
+            .iter()
+            .filter_map(of_channel)
+            .collect()
     }
 
     pub fn publications(&self, channel: &ChannelName) -> Vec<Arc<Publication>> {
@@ -185,7 +202,11 @@ impl Seen {
             }
             _ => None,
         };
-        self.deliveries.lock().iter().filter_map(publication).collect()
+        self.deliveries
+            .lock()
+            .iter()
+            .filter_map(publication)
+            .collect()
     }
 
     /// What publications said, in the order of delivery.
@@ -194,7 +215,10 @@ impl Seen {
     }
 
     pub fn offsets(&self, channel: &ChannelName) -> Vec<u64> {
-        self.publications(channel).iter().map(|publication| publication.offset).collect()
+        self.publications(channel)
+            .iter()
+            .map(|publication| publication.offset)
+            .collect()
     }
 
     /// Waits until so many publications have come, and a moment more for what must not come.
@@ -239,7 +263,10 @@ pub fn text(publication: &Publication) -> String {
 }
 
 pub fn texts(publications: &[Arc<Publication>]) -> Vec<String> {
-    publications.iter().map(|publication| text(publication)).collect()
+    publications
+        .iter()
+        .map(|publication| text(publication))
+        .collect()
 }
 
 /// A channel that no other test uses.
@@ -257,7 +284,10 @@ pub fn policy(size: usize) -> HistoryPolicy {
 }
 
 pub fn durable_policy(size: usize) -> HistoryPolicy {
-    HistoryPolicy { durable: true, ..policy(size) }
+    HistoryPolicy {
+        durable: true,
+        ..policy(size)
+    }
 }
 
 /// A publication without history.
@@ -304,12 +334,22 @@ pub fn client(user: &str) -> Arc<ClientInfo> {
 }
 
 pub fn all() -> HistoryRange {
-    HistoryRange { since: None, limit: None, reverse: false }
+    HistoryRange {
+        since: None,
+        limit: None,
+        reverse: false,
+    }
 }
 
 pub fn since(offset: u64, epoch: &Epoch) -> HistoryRange {
-    let since = StreamPosition { offset, epoch: epoch.clone() };
-    HistoryRange { since: Some(since), ..all() }
+    let since = StreamPosition {
+        offset,
+        epoch: epoch.clone(),
+    };
+    HistoryRange {
+        since: Some(since),
+        ..all()
+    }
 }
 
 pub async fn read(
