@@ -12,7 +12,7 @@ use gateway::broker::{BrokerError, HistoryPolicy, HistoryRange, NewPublication, 
 use gateway::outbox::Settled;
 use shared::ids::{ChannelName, Epoch};
 
-on_both_brokers!(15:
+on_both_brokers! {15:
     history_is_read_in_every_direction,
     history_keeps_its_size_and_its_time,
     a_position_of_another_epoch_is_refused,
@@ -30,8 +30,8 @@ on_both_brokers!(15:
     nothing_accepted_after_subscribing_is_missed,
     only_subscribed_channels_are_delivered,
     signals_reach_subscribers_in_order,
-    payloads_of_any_kind_arrive_as_they_were,
-);
+    payloads_of_any_kind_arrive_as_they_were
+}
 
 async fn publish_all(
     node: &TestNode,

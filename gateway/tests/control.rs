@@ -6,7 +6,8 @@ use between::*;
 use gateway::control::{ControlCommand, NodeInfo};
 use shared::ids::NodeId;
 
-on_both_brokers!(13: every_node_obeys, live_nodes_are_listed);
+on_both_brokers! {13: every_node_obeys, live_nodes_are_listed
+}
 
 fn disconnect(user: &str) -> ControlCommand {
     ControlCommand::Disconnect {

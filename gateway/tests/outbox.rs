@@ -15,8 +15,22 @@ use prometheus_client::registry::Registry;
 use shared::config::Config;
 use shared::events::PublicationEvent;
 use shared::ids::{ChannelName, MessageId};
-use store::job_log::{Job, JobLog, JobLogError, JobPosition};
+use store::archive::MessageArchive;
+use store::job_log::{Job, JobLog, JobLogError, JobPosition, JobSource};
 use tokio::time::Instant;
+
+// A database each: a sweeper relays whatever it finds in its own.
+on_both_brokers! {
+    1: acknowledged_means_in_the_log_and_out_of_the_outbox;
+    2: a_slow_log_holds_the_answers_back_not_the_messages;
+    3: nothing_is_shown_while_the_log_is_away;
+    4: leftovers_of_a_dead_node_are_relayed;
+    5: a_retry_after_a_crash_finds_its_own_message;
+    6: dropping_the_answer_does_not_stop_the_relay;
+    7: flush_waits_for_what_was_accepted;
+    8: an_answer_does_not_come_too_late;
+    9: what_the_log_refuses_is_kept;
+}
 
 /// What the log does with the next job.
 #[derive(Debug, Clone, Copy)]
@@ -83,6 +97,15 @@ impl JobLog for TestLog {
             Mood::Works | Mood::Takes(_) | Mood::Refuses => Ok(()),
         }
     }
+
+    async fn consume(
+        &self,
+        _topic: &'static str,
+        _group: &'static str,
+        _archive: Arc<dyn MessageArchive>,
+    ) -> Result<Box<dyn JobSource>, JobLogError> {
+        Err(JobLogError::Refused("the outbox reads nothing".to_owned()))
+    }
 }
 
 fn publisher(node: &TestNode, log: &Arc<TestLog>) -> Arc<Publisher> {
@@ -120,8 +143,6 @@ async fn is_in_outbox(node: &TestNode, channel: &ChannelName) -> bool {
     left.iter().any(|entry| entry.channel == *channel)
 }
 
-on_both_brokers!(1: acknowledged_means_in_the_log_and_out_of_the_outbox);
-
 async fn acknowledged_means_in_the_log_and_out_of_the_outbox(kind: Kind) {
     let node = node(kind).await;
     let (channel, log) = (channel("ack"), TestLog::new(Mood::Works));
@@ -158,8 +179,6 @@ async fn acknowledged_means_in_the_log_and_out_of_the_outbox(kind: Kind) {
         "subscribers see the id"
     );
 }
-
-on_both_brokers!(2: a_slow_log_holds_the_answers_back_not_the_messages);
 
 async fn a_slow_log_holds_the_answers_back_not_the_messages(kind: Kind) {
     let node = node(kind).await;
@@ -204,8 +223,6 @@ async fn a_slow_log_holds_the_answers_back_not_the_messages(kind: Kind) {
     archived.sort_unstable();
     assert_eq!(archived, offsets);
 }
-
-on_both_brokers!(3: nothing_is_shown_while_the_log_is_away);
 
 async fn nothing_is_shown_while_the_log_is_away(kind: Kind) {
     let node = node(kind).await;
@@ -252,8 +269,6 @@ async fn nothing_is_shown_while_the_log_is_away(kind: Kind) {
     .await;
 }
 
-on_both_brokers!(4: leftovers_of_a_dead_node_are_relayed);
-
 async fn leftovers_of_a_dead_node_are_relayed(kind: Kind) {
     let (dead, alive) = two_nodes(kind).await;
     let (channel, log) = (channel("leftovers"), TestLog::new(Mood::Works));
@@ -289,8 +304,6 @@ async fn leftovers_of_a_dead_node_are_relayed(kind: Kind) {
         "{text}"
     );
 }
-
-on_both_brokers!(5: a_retry_after_a_crash_finds_its_own_message);
 
 async fn a_retry_after_a_crash_finds_its_own_message(kind: Kind) {
     let (dead, alive) = two_nodes(kind).await;
@@ -329,8 +342,6 @@ async fn a_retry_after_a_crash_finds_its_own_message(kind: Kind) {
     assert_eq!(alive.seen.expect(&channel, 1).await, ["1"]);
 }
 
-on_both_brokers!(6: dropping_the_answer_does_not_stop_the_relay);
-
 async fn dropping_the_answer_does_not_stop_the_relay(kind: Kind) {
     let node = node(kind).await;
     let (channel, log) = (
@@ -344,8 +355,6 @@ async fn dropping_the_answer_does_not_stop_the_relay(kind: Kind) {
     })
     .await;
 }
-
-on_both_brokers!(7: flush_waits_for_what_was_accepted);
 
 async fn flush_waits_for_what_was_accepted(kind: Kind) {
     let node = node(kind).await;
@@ -361,8 +370,6 @@ async fn flush_waits_for_what_was_accepted(kind: Kind) {
     assert_eq!(log.ids(&channel).len(), 1);
     pending.finish().await.unwrap();
 }
-
-on_both_brokers!(8: an_answer_does_not_come_too_late);
 
 async fn an_answer_does_not_come_too_late(kind: Kind) {
     let node = node(kind).await;
@@ -380,8 +387,6 @@ async fn an_answer_does_not_come_too_late(kind: Kind) {
     log.becomes(Mood::Works);
     eventually("the sweeper relays it", || log.ids(&channel).len() == 1).await;
 }
-
-on_both_brokers!(9: what_the_log_refuses_is_kept);
 
 async fn what_the_log_refuses_is_kept(kind: Kind) {
     let node = node(kind).await;

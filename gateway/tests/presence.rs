@@ -9,12 +9,12 @@ use between::*;
 use gateway::presence::PresenceStats;
 use shared::ids::ChannelName;
 
-on_both_brokers!(11:
+on_both_brokers! {11:
     members_come_and_go,
     users_are_counted_once,
     members_of_every_node_are_listed,
-    channels_are_apart,
-);
+    channels_are_apart
+}
 
 async fn stats(node: &TestNode, channel: &ChannelName) -> (u32, u32) {
     let PresenceStats {

@@ -25,51 +25,51 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long a test waits for what must happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Which broker a test runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Memory,
     /// A Redis database of its own: sweepers of one test must not relay another's entries.
     Redis(u8),
 }
 
-/// Makes a test of each function, on both brokers.
+/// Makes a test of each function, on both brokers; the number is the Redis database.
 #[macro_export]
 macro_rules! on_both_brokers {
-    ($database:literal: $($name:ident),+ $(,)?) => {
+    ($($database:literal: $($name:ident),+);+ $(;)?) => {
         mod on_memory {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 super::$name(super::between::Kind::Memory).await;
-            })+
+            })+)+
         }
         mod on_redis {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
                 super::$name(super::between::Kind::Redis($database)).await;
-            })+
+            })+)+
         }
     };
 }
 
 /// One node's parts between nodes, and what it was handed.
-pub struct TestNode {
-    pub id: NodeId,
-    pub parts: Parts,
-    pub seen: Arc<Seen>,
-    pub tasks: TaskTracker,
-    pub cancel: CancellationToken,
+pub(crate) struct TestNode {
+    pub(crate) id: NodeId,
+    pub(crate) parts: Parts,
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) cancel: CancellationToken,
 }
 
 impl TestNode {
     /// Ends the node as a crash does: nothing is said to anybody.
-    pub fn die(&self) {
+    pub(crate) fn die(&self) {
         self.cancel.cancel();
     }
 
-    pub fn broker(&self) -> Arc<dyn Broker> {
+    pub(crate) fn broker(&self) -> Arc<dyn Broker> {
         Arc::clone(&self.parts.broker)
     }
 }
@@ -81,7 +81,7 @@ impl Drop for TestNode {
 }
 
 /// Starts two nodes; on the memory broker, which has only one, the same twice.
-pub async fn two_nodes(kind: Kind) -> (Arc<TestNode>, Arc<TestNode>) {
+pub(crate) async fn two_nodes(kind: Kind) -> (Arc<TestNode>, Arc<TestNode>) {
     let first = Arc::new(node(kind).await);
     match kind {
         Kind::Memory => (Arc::clone(&first), first),
@@ -89,11 +89,11 @@ pub async fn two_nodes(kind: Kind) -> (Arc<TestNode>, Arc<TestNode>) {
     }
 }
 
-pub async fn node(kind: Kind) -> TestNode {
+pub(crate) async fn node(kind: Kind) -> TestNode {
     node_with(kind, BrokerConfig::default()).await.unwrap()
 }
 
-pub async fn node_with(kind: Kind, config: BrokerConfig) -> Result<TestNode, BrokerError> {
+pub(crate) async fn node_with(kind: Kind, config: BrokerConfig) -> Result<TestNode, BrokerError> {
     let seen = Arc::new(Seen::default());
     let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
     let deliver = Arc::clone(&seen) as Arc<dyn Deliver>;
@@ -126,14 +126,14 @@ pub async fn node_with(kind: Kind, config: BrokerConfig) -> Result<TestNode, Bro
     Ok(node)
 }
 
-pub fn redis_url(database: u8) -> String {
+pub(crate) fn redis_url(database: u8) -> String {
     let url = std::env::var("WYD_TEST_REDIS_URL")
         .expect("WYD_TEST_REDIS_URL is not set: run ./test services");
     format!("{}/{database}", url.trim_end_matches('/'))
 }
 
 /// Opens a plain connection, for what no node would do.
-pub async fn raw_redis(kind: Kind) -> redis::aio::MultiplexedConnection {
+pub(crate) async fn raw_redis(kind: Kind) -> redis::aio::MultiplexedConnection {
     let Kind::Redis(database) = kind else {
         panic!("only on Redis");
     };
@@ -142,14 +142,14 @@ pub async fn raw_redis(kind: Kind) -> redis::aio::MultiplexedConnection {
 }
 
 /// The name of a key of a channel: `s` stream, `m` meta.
-pub fn key(kind: &str, channel: &ChannelName) -> String {
+pub(crate) fn key(kind: &str, channel: &ChannelName) -> String {
     let partition = xxhash_rust::xxh3::xxh3_64(channel.as_str().as_bytes()) % 256;
     format!("wyd:{{{partition}}}:{kind}:{channel}")
 }
 
 /// A sink that remembers.
 #[derive(Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     deliveries: Mutex<Vec<(ChannelName, Delivery)>>,
     commands: Mutex<Vec<ControlCommand>>,
 }
@@ -168,7 +168,7 @@ impl Obey for Seen {
 
 /// A delivery in one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Line {
+pub(crate) enum Line {
     Publication {
         epoch: Option<Epoch>,
         offset: u64,
@@ -180,11 +180,11 @@ pub enum Line {
 }
 
 impl Seen {
-    pub fn commands(&self) -> Vec<ControlCommand> {
+    pub(crate) fn commands(&self) -> Vec<ControlCommand> {
         self.commands.lock().clone()
     }
 
-    pub fn lines(&self, channel: &ChannelName) -> Vec<Line> {
+    pub(crate) fn lines(&self, channel: &ChannelName) -> Vec<Line> {
         let of_channel = |(name, delivery): &(ChannelName, Delivery)| {
             (name == channel).then(|| Line::of(delivery))
         };
@@ -195,7 +195,7 @@ impl Seen {
             .collect()
     }
 
-    pub fn publications(&self, channel: &ChannelName) -> Vec<Arc<Publication>> {
+    pub(crate) fn publications(&self, channel: &ChannelName) -> Vec<Arc<Publication>> {
         let publication = |(name, delivery): &(ChannelName, Delivery)| match delivery {
             Delivery::Publication { publication, .. } if name == channel => {
                 Some(Arc::clone(publication))
@@ -210,11 +210,11 @@ impl Seen {
     }
 
     /// What publications said, in the order of delivery.
-    pub fn data(&self, channel: &ChannelName) -> Vec<String> {
+    pub(crate) fn data(&self, channel: &ChannelName) -> Vec<String> {
         texts(&self.publications(channel))
     }
 
-    pub fn offsets(&self, channel: &ChannelName) -> Vec<u64> {
+    pub(crate) fn offsets(&self, channel: &ChannelName) -> Vec<u64> {
         self.publications(channel)
             .iter()
             .map(|publication| publication.offset)
@@ -222,7 +222,7 @@ impl Seen {
     }
 
     /// Waits until so many publications have come, and a moment more for what must not come.
-    pub async fn expect(&self, channel: &ChannelName, count: usize) -> Vec<String> {
+    pub(crate) async fn expect(&self, channel: &ChannelName, count: usize) -> Vec<String> {
         let name = format!("{count} publications in {channel}");
         eventually(&name, || self.publications(channel).len() >= count).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -246,11 +246,11 @@ impl Line {
 }
 
 /// Waits for a condition, or fails by its name.
-pub async fn eventually(what: &str, condition: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, condition: impl FnMut() -> bool) {
     within(PATIENCE, what, condition).await;
 }
 
-pub async fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + patience;
     while !condition() {
         assert!(tokio::time::Instant::now() < deadline, "never: {what}");
@@ -258,11 +258,11 @@ pub async fn within(patience: Duration, what: &str, mut condition: impl FnMut() 
     }
 }
 
-pub fn text(publication: &Publication) -> String {
+pub(crate) fn text(publication: &Publication) -> String {
     String::from_utf8(publication.data.to_vec()).unwrap()
 }
 
-pub fn texts(publications: &[Arc<Publication>]) -> Vec<String> {
+pub(crate) fn texts(publications: &[Arc<Publication>]) -> Vec<String> {
     publications
         .iter()
         .map(|publication| text(publication))
@@ -270,11 +270,11 @@ pub fn texts(publications: &[Arc<Publication>]) -> Vec<String> {
 }
 
 /// A channel that no other test uses.
-pub fn channel(name: &str) -> ChannelName {
+pub(crate) fn channel(name: &str) -> ChannelName {
     ChannelName::new(&format!("{name}:{}", MessageId::now())).unwrap()
 }
 
-pub fn policy(size: usize) -> HistoryPolicy {
+pub(crate) fn policy(size: usize) -> HistoryPolicy {
     HistoryPolicy {
         size,
         ttl: Duration::from_secs(60),
@@ -283,7 +283,7 @@ pub fn policy(size: usize) -> HistoryPolicy {
     }
 }
 
-pub fn durable_policy(size: usize) -> HistoryPolicy {
+pub(crate) fn durable_policy(size: usize) -> HistoryPolicy {
     HistoryPolicy {
         durable: true,
         ..policy(size)
@@ -291,7 +291,7 @@ pub fn durable_policy(size: usize) -> HistoryPolicy {
 }
 
 /// A publication without history.
-pub fn ephemeral(channel: &ChannelName, data: &str) -> NewPublication {
+pub(crate) fn ephemeral(channel: &ChannelName, data: &str) -> NewPublication {
     NewPublication {
         channel: channel.clone(),
         data: Bytes::copy_from_slice(data.as_bytes()),
@@ -304,7 +304,7 @@ pub fn ephemeral(channel: &ChannelName, data: &str) -> NewPublication {
     }
 }
 
-pub fn kept(channel: &ChannelName, data: &str, policy: &HistoryPolicy) -> NewPublication {
+pub(crate) fn kept(channel: &ChannelName, data: &str, policy: &HistoryPolicy) -> NewPublication {
     NewPublication {
         history: Some(policy.clone()),
         durable: policy.durable,
@@ -312,7 +312,7 @@ pub fn kept(channel: &ChannelName, data: &str, policy: &HistoryPolicy) -> NewPub
     }
 }
 
-pub fn with_key(publication: NewPublication, scope: &str, key: &str) -> NewPublication {
+pub(crate) fn with_key(publication: NewPublication, scope: &str, key: &str) -> NewPublication {
     NewPublication {
         id: MessageId::of_key(scope, &publication.channel, key),
         idempotency: Some(Idempotency {
@@ -324,7 +324,7 @@ pub fn with_key(publication: NewPublication, scope: &str, key: &str) -> NewPubli
     }
 }
 
-pub fn client(user: &str) -> Arc<ClientInfo> {
+pub(crate) fn client(user: &str) -> Arc<ClientInfo> {
     Arc::new(ClientInfo {
         user: user.into(),
         client: ClientId::random(),
@@ -333,7 +333,7 @@ pub fn client(user: &str) -> Arc<ClientInfo> {
     })
 }
 
-pub fn all() -> HistoryRange {
+pub(crate) fn all() -> HistoryRange {
     HistoryRange {
         since: None,
         limit: None,
@@ -341,7 +341,7 @@ pub fn all() -> HistoryRange {
     }
 }
 
-pub fn since(offset: u64, epoch: &Epoch) -> HistoryRange {
+pub(crate) fn since(offset: u64, epoch: &Epoch) -> HistoryRange {
     let since = StreamPosition {
         offset,
         epoch: epoch.clone(),
@@ -352,7 +352,7 @@ pub fn since(offset: u64, epoch: &Epoch) -> HistoryRange {
     }
 }
 
-pub async fn read(
+pub(crate) async fn read(
     broker: &dyn Broker,
     channel: &ChannelName,
     policy: &HistoryPolicy,
