@@ -1,6 +1,11 @@
 //! A durable publish, from its place in the stream to the job log, through what may go wrong in
 //! between. The job log is a double that can be slow, away or unwilling; the brokers are real.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by panicking"
+)]
+
 mod between;
 
 use std::sync::Arc;
@@ -143,7 +148,7 @@ async fn is_in_outbox(kind: Kind, node: &TestNode, channel: &ChannelName) -> boo
         return left.unwrap().iter().any(|entry| entry.channel == *channel);
     }
     // Not through the node: an earlier run may still hold the partition's lease.
-    let entries: Vec<(String, Vec<(String, Vec<u8>)>)> = redis::cmd("XRANGE")
+    let entries: Entries = redis::cmd("XRANGE")
         .arg(outbox_key(channel))
         .arg("-")
         .arg("+")

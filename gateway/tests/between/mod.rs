@@ -154,6 +154,9 @@ pub(crate) fn outbox_key(channel: &ChannelName) -> String {
     format!("{partition}:outbox")
 }
 
+/// Entries of a stream as the driver reads them: id, then fields.
+pub(crate) type Entries = Vec<(String, Vec<(String, Vec<u8>)>)>;
+
 /// A sink that remembers.
 #[derive(Default)]
 pub(crate) struct Seen {
