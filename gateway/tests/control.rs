@@ -89,30 +89,9 @@ mod redis_faults {
     async fn a_node_that_was_cut_off_reads_what_it_missed() {
         let (here, there) = two_nodes(KIND).await;
         let user = NodeId::random().to_string();
-        let mut raw = raw_redis(KIND).await;
         let mut sent = 0;
         for _ in 0..3 {
-            let name = format!("name=wyd:control:{} ", there.id);
-            let list: String = redis::cmd("CLIENT")
-                .arg("LIST")
-                .query_async(&mut raw)
-                .await
-                .unwrap();
-            let line = list
-                .lines()
-                .find(|line| line.contains(&name))
-                .expect("a control connection");
-            let id = line
-                .split_whitespace()
-                .find_map(|field| field.strip_prefix("id="))
-                .unwrap();
-            let _: usize = redis::cmd("CLIENT")
-                .arg("KILL")
-                .arg("ID")
-                .arg(id)
-                .query_async(&mut raw)
-                .await
-                .unwrap();
+            kill(KIND, &there, "control").await;
             for _ in 0..5 {
                 here.parts
                     .control

@@ -7,7 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 /// Label: why a channel's deliveries were repaired from its stream: `gap`, `reconnect`,
-/// `position_check`, `epoch` or `overflow`.
+/// `position_check` or `epoch`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabel {
     /// The reason.

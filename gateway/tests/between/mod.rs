@@ -141,6 +141,43 @@ pub(crate) async fn raw_redis(kind: Kind) -> redis::aio::MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
+/// Cuts a node's own connections of one role, as soon as there is one.
+pub(crate) async fn kill(kind: Kind, node: &TestNode, role: &str) {
+    let mut raw = raw_redis(kind).await;
+    let name = format!("name=wyd:{role}:{} ", node.id);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let list: String = redis::cmd("CLIENT")
+            .arg("LIST")
+            .query_async(&mut raw)
+            .await
+            .unwrap();
+        let mut killed = 0;
+        for line in list.lines().filter(|line| line.contains(&name)) {
+            let id = line
+                .split_whitespace()
+                .find_map(|field| field.strip_prefix("id="))
+                .unwrap();
+            let count: usize = redis::cmd("CLIENT")
+                .arg("KILL")
+                .arg("ID")
+                .arg(id)
+                .query_async(&mut raw)
+                .await
+                .unwrap();
+            killed += count;
+        }
+        if killed > 0 {
+            return;
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "no {role} connection"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// The name of a key of a channel: `s` stream, `m` meta.
 pub(crate) fn key(kind: &str, channel: &ChannelName) -> String {
     let partition = xxhash_rust::xxh3::xxh3_64(channel.as_str().as_bytes()) % 256;
