@@ -167,10 +167,7 @@ impl Reader {
         self.last = self.last.min(top(&self.link).await?);
         loop {
             let mut read = command("XREAD");
-            read.arg("COUNT")
-                .arg(BATCH)
-                .arg("BLOCK")
-                .arg(BLOCK_MS);
+            read.arg("COUNT").arg(BATCH).arg("BLOCK").arg(BLOCK_MS);
             read.arg("STREAMS").arg(STREAM).arg(self.last.to_string());
             let answer = connection
                 .send_packed_command(&read)

@@ -33,17 +33,17 @@ pub(crate) struct Item {
     #[prost(string, tag = "3")]
     pub(crate) epoch: String,
     #[prost(bytes = "bytes", tag = "4")]
-    pub(super) data: Bytes,
+    pub(crate) data: Bytes,
     #[prost(message, optional, tag = "5")]
-    pub(super) info: Option<Member>,
+    pub(crate) info: Option<Member>,
     #[prost(btree_map = "string, string", tag = "6")]
-    pub(super) tags: BTreeMap<String, String>,
+    pub(crate) tags: BTreeMap<String, String>,
     /// The message id: 16 bytes.
     #[prost(bytes = "bytes", tag = "7")]
-    pub(super) id: Bytes,
+    pub(crate) id: Bytes,
     /// 0 publication, 1 join, 2 leave.
     #[prost(uint32, tag = "8")]
-    pub(super) kind: u32,
+    pub(crate) kind: u32,
 }
 
 /// A client, inside items and as a value of presence.
