@@ -168,6 +168,11 @@ impl Node {
         Ok(node)
     }
 
+    /// Returns the node's id.
+    pub fn id(&self) -> &NodeId {
+        &self.id
+    }
+
     /// Returns the address of the public port.
     pub fn public_addr(&self) -> SocketAddr {
         self.address
@@ -194,7 +199,7 @@ impl Node {
 
     /// Stops: `/readyz` first, then no new connections, accepted publishes finish, sessions end
     /// with 3001, background work ends. `hurry` skips what only spreads the load.
-    pub async fn drain(self, hurry: CancellationToken) {
+    pub async fn drain(&self, hurry: CancellationToken) {
         let drain = self.config.drain.clone();
         self.readiness.drain();
         self.services.metrics.draining.set(1);

@@ -11,6 +11,8 @@ use crate::protocol::Tags;
 
 /// Topic of publications of durable channels; keyed by channel.
 pub const TOPIC_MESSAGES: &str = "wyd.messages";
+/// Jobs of [`TOPIC_MESSAGES`] that can never succeed.
+pub const TOPIC_MESSAGES_DLQ: &str = "wyd.messages.dlq";
 /// Consumer group of the persist worker.
 pub const GROUP_PERSIST: &str = "wyd-persist";
 /// Event type of [`PublicationEvent`].

@@ -1,1 +1,19 @@
-fn main() {}
+//! The `wyd` binary: command line, composition root, embedded mode.
+//!
+//! It alone knows gateway and workers. `cli` says what can be asked, `command/` has a file per
+//! command, `internal` is the port for operators, `process` starts and stops a process.
+
+mod cli;
+mod command;
+mod internal;
+mod process;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = <cli::Cli as clap::Parser>::parse();
+    match process::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,10 +1,28 @@
 //! The archive: an append-only log of every publication of durable channels.
+//!
+//! `postgres`, `sqlite` and `mongo` each pass `tests/archive_conformance.rs`; [`open`] chooses.
+
+mod mongo;
+mod postgres;
+mod row;
+mod sqlite;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use shared::config::Config;
 use shared::events::PublicationEvent;
-use shared::ids::{ChannelName, Epoch};
+use shared::ids::{ChannelName, Epoch, MessageId};
 
 use crate::BoxError;
+
+pub use mongo::MongoArchive;
+pub use postgres::PostgresArchive;
+pub use sqlite::SqliteArchive;
+pub(crate) use sqlite::open_file as open_sqlite_file;
+
+/// Most publications that one page holds.
+pub const PAGE_LIMIT_MAX: usize = 1_000;
 
 /// Keeps every publication of durable channels for good.
 ///
@@ -68,12 +86,15 @@ pub struct ConsumerPosition {
 }
 
 /// What an append came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Appended {
     /// Rows that are new.
     pub inserted: usize,
     /// Events that the archive had already.
     pub known: usize,
+    /// Messages whose place another message has: a broken promise of whoever gave the offsets.
+    /// They were not stored.
+    pub conflicting: Vec<MessageId>,
 }
 
 /// Which part of a channel's archive to read.
@@ -105,4 +126,68 @@ pub enum ArchiveError {
     /// The schema is missing or of another version: run `wyd migrate`.
     #[error("archive schema is not ready: {0}")]
     Schema(String),
+}
+
+/// Opens the configured archive: MongoDB when its address is set, else SQL.
+///
+/// # Errors
+/// [`ArchiveError::Schema`] when it was not migrated, [`ArchiveError::Unavailable`] when it does
+/// not answer; `None` when no archive is configured.
+pub async fn open(config: &Config) -> Result<Option<Arc<dyn MessageArchive>>, ArchiveError> {
+    if let Some(url) = &config.mongo.url {
+        return Ok(Some(Arc::new(MongoArchive::open(url.expose()).await?)));
+    }
+    let Some(url) = &config.database.url else {
+        return Ok(None);
+    };
+    let connections_max = config.database.connections_max;
+    if url.expose().starts_with("sqlite:") {
+        return Ok(Some(Arc::new(SqliteArchive::open(url.expose()).await?)));
+    }
+    let archive = PostgresArchive::open(url.expose(), connections_max).await?;
+    Ok(Some(Arc::new(archive)))
+}
+
+/// Brings every configured database to this version's schema.
+///
+/// # Errors
+/// See [`ArchiveError`].
+pub async fn migrate(config: &Config) -> Result<(), ArchiveError> {
+    if let Some(url) = &config.database.url {
+        if url.expose().starts_with("sqlite:") {
+            sqlite::migrate(url.expose()).await?;
+        } else {
+            postgres::migrate(url.expose()).await?;
+        }
+    }
+    if let Some(url) = &config.mongo.url {
+        mongo::migrate(url.expose()).await?;
+    }
+    Ok(())
+}
+
+/// What a store says of a schema that is not there.
+const NOT_MIGRATED: &str = "tables are missing or of another version; run `wyd migrate`";
+
+impl From<sqlx::Error> for ArchiveError {
+    fn from(error: sqlx::Error) -> Self {
+        // 42P01: PostgreSQL's undefined table.
+        let database = error.as_database_error();
+        let is_missing = database.is_some_and(|error| {
+            error.code().as_deref() == Some("42P01") || error.message().contains("no such table")
+        });
+        if is_missing {
+            return Self::Schema(NOT_MIGRATED.to_owned());
+        }
+        Self::Unavailable(Box::new(error))
+    }
+}
+
+impl From<sqlx::migrate::MigrateError> for ArchiveError {
+    fn from(error: sqlx::migrate::MigrateError) -> Self {
+        match error {
+            sqlx::migrate::MigrateError::Execute(error) => error.into(),
+            other => Self::Schema(other.to_string()),
+        }
+    }
 }

@@ -1,11 +1,13 @@
 //! CloudEvents 1.0 in Kafka's binary mode: attributes are headers, the value is the data.
+//!
+//! `docs/wire.md` describes them byte for byte.
 
 use bytes::Bytes;
-use shared::events::{PublicationEvent, TOPIC_MESSAGES, TYPE_PUBLICATION};
+use shared::events::{PublicationEvent, TOPIC_MESSAGES, TOPIC_MESSAGES_DLQ, TYPE_PUBLICATION};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::Job;
+use super::{Job, ReceivedJob};
 
 /// Makes the job that brings a publication to the archive.
 ///
@@ -32,4 +34,143 @@ pub fn publication_job(event: &PublicationEvent) -> Result<Job, crate::BoxError>
             .collect(),
         value: Bytes::from(serde_json::to_vec(event)?),
     })
+}
+
+/// Reads the publication of a job.
+///
+/// # Errors
+/// In plain words, why this job can never be understood.
+pub fn publication_event(job: &ReceivedJob) -> Result<PublicationEvent, String> {
+    match job.header("ce_type") {
+        Some(TYPE_PUBLICATION) => {}
+        Some(other) => return Err(format!("unknown event type {other:?}")),
+        None => return Err("header ce_type is missing".to_owned()),
+    }
+    if job.header("ce_specversion") != Some("1.0") {
+        return Err("header ce_specversion is not 1.0".to_owned());
+    }
+    serde_json::from_slice(&job.value).map_err(|error| error.to_string())
+}
+
+/// Why and from where a job went to the dead letters.
+#[derive(Debug)]
+pub struct DeadLetter<'a> {
+    /// The job.
+    pub job: &'a ReceivedJob,
+    /// Why it can never succeed.
+    pub error: &'a str,
+    /// How often it was tried.
+    pub attempt: u32,
+    /// Unix milliseconds of the first failure.
+    pub failed_at_ms: u64,
+}
+
+/// Makes the dead letter of a job: the original, plus where it was and what was wrong.
+pub fn dead_letter_job(letter: &DeadLetter<'_>) -> Job {
+    let job = letter.job;
+    let added = [
+        ("wyd-error", letter.error.to_owned()),
+        ("wyd-attempt", letter.attempt.to_string()),
+        ("wyd-first-failure", letter.failed_at_ms.to_string()),
+        ("wyd-source-topic", job.topic.clone()),
+        ("wyd-source-partition", job.partition.to_string()),
+        ("wyd-source-offset", job.offset.to_string()),
+    ];
+    let added = added
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value));
+    Job {
+        topic: TOPIC_MESSAGES_DLQ,
+        key: job.key.clone(),
+        headers: job.headers.iter().cloned().chain(added).collect(),
+        value: job.value.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::value::RawValue;
+    use shared::events::PublicationKind;
+    use shared::ids::{ChannelName, MessageId};
+    use shared::protocol::Tags;
+
+    fn received(job: Job) -> ReceivedJob {
+        ReceivedJob {
+            topic: job.topic.to_owned(),
+            partition: 3,
+            offset: 7,
+            key: job.key,
+            headers: job.headers,
+            value: job.value,
+        }
+    }
+
+    fn event() -> PublicationEvent {
+        PublicationEvent {
+            id: MessageId::now(),
+            kind: PublicationKind::Message,
+            channel: ChannelName::new("chat:1").unwrap(),
+            epoch: "epoch".into(),
+            offset: 5,
+            user: "ann".to_owned(),
+            info: None,
+            data: RawValue::from_string(r#"{"text":"é 😀"}"#.to_owned()).unwrap(),
+            tags: Tags::new(),
+            published_at_ms: 1_700_000_000_123,
+        }
+    }
+
+    #[test]
+    fn a_publication_comes_back_as_it_was() {
+        let event = event();
+        let job = received(publication_job(&event).unwrap());
+        assert_eq!(job.header("ce_time"), Some("2023-11-14T22:13:20.123Z"));
+        let back = publication_event(&job).unwrap();
+        assert_eq!(
+            (back.id, back.offset, back.data.get()),
+            (event.id, 5, event.data.get())
+        );
+    }
+
+    #[test]
+    fn what_is_no_publication_says_why() {
+        let good = received(publication_job(&event()).unwrap());
+        let without = |name: &str| ReceivedJob {
+            headers: good
+                .headers
+                .iter()
+                .filter(|(known, _)| known != name)
+                .cloned()
+                .collect(),
+            ..good.clone()
+        };
+        assert!(
+            publication_event(&without("ce_type"))
+                .unwrap_err()
+                .contains("ce_type")
+        );
+        assert!(publication_event(&without("ce_specversion")).is_err());
+        let garbage = ReceivedJob {
+            value: Bytes::from_static(b"\xff{"),
+            ..good
+        };
+        assert!(publication_event(&garbage).is_err());
+    }
+
+    #[test]
+    fn a_dead_letter_names_its_source() {
+        let job = received(publication_job(&event()).unwrap());
+        let letter = DeadLetter {
+            job: &job,
+            error: "why",
+            attempt: 1,
+            failed_at_ms: 5,
+        };
+        let dead = received(dead_letter_job(&letter));
+        assert_eq!(dead.header("wyd-source-partition"), Some("3"));
+        assert_eq!(dead.header("wyd-source-offset"), Some("7"));
+        assert_eq!(dead.header("wyd-error"), Some("why"));
+        assert_eq!(dead.value, job.value);
+    }
 }

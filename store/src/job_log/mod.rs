@@ -1,19 +1,26 @@
 //! The job log: Kafka, or a queue inside the process; outbox and consumers see only this.
 
 mod cloud_events;
+mod embedded;
+mod kafka;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::BoxError;
+use crate::archive::MessageArchive;
 
-pub use cloud_events::publication_job;
+pub use cloud_events::{DeadLetter, dead_letter_job, publication_event, publication_job};
+pub use embedded::EmbeddedJobLog;
+pub use kafka::{KafkaJobLog, ensure_topics};
 
 /// A log of jobs in topics and partitions.
 ///
-/// Jobs with one key keep their order and stay until the retention of the topic ends.
+/// Jobs with one key keep their order and stay until the retention of the topic ends. A consumer
+/// group gets each job at least once.
 #[async_trait]
 pub trait JobLog: Send + Sync + 'static {
     /// Appends a job; resolves when it is safe (Kafka: `acks=all`, idempotent producer).
@@ -27,6 +34,42 @@ pub trait JobLog: Send + Sync + 'static {
     /// # Errors
     /// See [`JobLogError`].
     async fn ping(&self, timeout: Duration) -> Result<(), JobLogError>;
+
+    /// Joins a consumer group on a topic.
+    ///
+    /// Every partition goes on where `positions` says its group stands; where it says nothing,
+    /// at what the group has committed, else at the first job: never silently at the end.
+    ///
+    /// # Errors
+    /// See [`JobLogError`].
+    async fn consume(
+        &self,
+        group: &'static str,
+        topic: &'static str,
+        positions: Arc<dyn MessageArchive>,
+    ) -> Result<Box<dyn JobSource>, JobLogError>;
+}
+
+/// One member of a consumer group.
+#[async_trait]
+pub trait JobSource: Send + Sync {
+    /// Waits for jobs: as soon as there is one, at most `max`, waiting up to `linger` for more.
+    ///
+    /// Cancel safe: a job that was taken is not lost but handed out by the next call.
+    ///
+    /// # Errors
+    /// See [`JobLogError`].
+    async fn next(&mut self, max: usize, linger: Duration)
+    -> Result<Vec<ReceivedJob>, JobLogError>;
+
+    /// Notes that a partition's jobs below `next_offset` are done.
+    ///
+    /// # Errors
+    /// See [`JobLogError`]; losing a commit repeats jobs, which is harmless.
+    async fn commit(&mut self, partition: i32, next_offset: i64) -> Result<(), JobLogError>;
+
+    /// Returns, for each partition held, how many jobs wait behind those handed out.
+    fn lag(&self) -> Vec<(i32, i64)>;
 }
 
 /// A job on its way into the log.
@@ -42,6 +85,31 @@ pub struct Job {
     pub value: Bytes,
 }
 
+/// A job as a consumer gets it.
+#[derive(Debug, Clone)]
+pub struct ReceivedJob {
+    /// Where it is from.
+    pub topic: String,
+    /// Its partition.
+    pub partition: i32,
+    /// Its place there.
+    pub offset: i64,
+    /// What it was ordered by.
+    pub key: String,
+    /// Its headers; what is not UTF-8 is replaced.
+    pub headers: Vec<(String, String)>,
+    /// Its bytes.
+    pub value: Bytes,
+}
+
+impl ReceivedJob {
+    /// Returns the first header of that name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut found = self.headers.iter().filter(|(known, _)| known == name);
+        found.next().map(|(_, value)| value.as_str())
+    }
+}
+
 /// Where a job was put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JobPosition {
@@ -55,7 +123,7 @@ pub struct JobPosition {
 #[derive(Debug, thiserror::Error)]
 pub enum JobLogError {
     /// No answer in time, outcome unknown: append again; consumers absorb duplicates.
-    #[error("job log is not available")]
+    #[error("job log is not available: {0}")]
     Unavailable(#[source] BoxError),
     /// The log will never accept this job (too large, no such topic).
     #[error("job log refuses the job: {0}")]

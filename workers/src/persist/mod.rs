@@ -1,0 +1,172 @@
+//! `persist`: publications of durable channels into the archive, each once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use prometheus_client::registry::Registry;
+use shared::config::WorkerConfig;
+use shared::events::{GROUP_PERSIST, PublicationEvent, TOPIC_MESSAGES};
+use store::archive::{ArchiveError, ConsumerPosition, MessageArchive};
+use store::job_log::{JobLog, JobLogError, ReceivedJob, publication_event};
+use tokio_util::sync::CancellationToken;
+
+use crate::consumer::{BatchOutcome, Consumer, Handler, Retry};
+use crate::dlq::DeadLetters;
+use crate::metrics::Metrics;
+
+/// Name of the role.
+pub const ROLE: &str = "persist";
+
+/// Joins the consumer group; the returned future runs the worker until cancelled.
+///
+/// # Errors
+/// [`JobLogError`] when the consumer group cannot be joined at all; later failures are retried.
+pub async fn start(
+    config: &WorkerConfig,
+    job_log: Arc<dyn JobLog>,
+    archive: Arc<dyn MessageArchive>,
+    registry: &mut Registry,
+    cancel: CancellationToken,
+) -> Result<impl Future<Output = ()> + Send + use<>, JobLogError> {
+    let metrics = Metrics::new(registry);
+    let source = job_log
+        .consume(GROUP_PERSIST, TOPIC_MESSAGES, Arc::clone(&archive))
+        .await?;
+    let consumer = Consumer {
+        source,
+        topic: TOPIC_MESSAGES,
+        handler: Arc::new(Persist {
+            archive,
+            timeout: config.store_timeout,
+        }),
+        dead_letters: DeadLetters::new(job_log, metrics.clone()),
+        metrics,
+        batch_jobs_max: config.batch_jobs_max,
+        batch_linger: config.batch_linger,
+    };
+    Ok(consumer.run(cancel))
+}
+
+/// Appends publications to the archive.
+struct Persist {
+    archive: Arc<dyn MessageArchive>,
+    timeout: Duration,
+}
+
+#[async_trait]
+impl Handler for Persist {
+    fn role(&self) -> &'static str {
+        ROLE
+    }
+
+    async fn handle(
+        &self,
+        batch: &[ReceivedJob],
+        next: &BTreeMap<i32, i64>,
+    ) -> Result<BatchOutcome, Retry> {
+        let mut outcome = BatchOutcome::default();
+        let mut events: Vec<(usize, PublicationEvent)> = Vec::with_capacity(batch.len());
+        for (place, job) in batch.iter().enumerate() {
+            match publication_event(job) {
+                Ok(event) => events.push((place, event)),
+                Err(error) => outcome.poison.push((place, error)),
+            }
+        }
+        let positions: Vec<ConsumerPosition> = next
+            .iter()
+            .map(|(partition, next_offset)| ConsumerPosition {
+                group: GROUP_PERSIST.to_owned(),
+                topic: TOPIC_MESSAGES.to_owned(),
+                partition: *partition,
+                next_offset: *next_offset,
+            })
+            .collect();
+        // The position moves with the rows; a poison job must be safe among the dead letters
+        // first, so with poison in the batch it moves by the next one.
+        let positions = if outcome.poison.is_empty() {
+            positions
+        } else {
+            Vec::new()
+        };
+        self.append(events, &positions, &mut outcome).await?;
+        Ok(outcome)
+    }
+}
+
+impl Persist {
+    async fn append(
+        &self,
+        events: Vec<(usize, PublicationEvent)>,
+        positions: &[ConsumerPosition],
+        outcome: &mut BatchOutcome,
+    ) -> Result<(), Retry> {
+        outcome.event_times_ms = events
+            .iter()
+            .map(|(_, event)| event.published_at_ms)
+            .collect();
+        let batch: Vec<PublicationEvent> = events.iter().map(|(_, event)| event.clone()).collect();
+        match self.store(&batch, positions).await {
+            Ok(appended) => {
+                outcome.done += appended.inserted;
+                outcome.already_done += appended.known;
+                for (place, event) in &events {
+                    if appended.conflicting.contains(&event.id) {
+                        let reason = "another message has this place in the channel";
+                        outcome.poison.push((*place, reason.to_owned()));
+                    }
+                }
+                Ok(())
+            }
+            Err(ArchiveError::Refused(_)) => self.append_singly(events, positions, outcome).await,
+            Err(error) => Err(Retry(with_source(&error))),
+        }
+    }
+
+    /// Finds the rows of a batch that the archive will never take; the others are kept.
+    async fn append_singly(
+        &self,
+        events: Vec<(usize, PublicationEvent)>,
+        positions: &[ConsumerPosition],
+        outcome: &mut BatchOutcome,
+    ) -> Result<(), Retry> {
+        for (place, event) in events {
+            match self.store(std::slice::from_ref(&event), &[]).await {
+                Ok(appended) => {
+                    outcome.done += appended.inserted;
+                    outcome.already_done += appended.known;
+                }
+                Err(ArchiveError::Refused(reason)) => outcome.poison.push((place, reason)),
+                Err(error) => return Err(Retry(with_source(&error))),
+            }
+        }
+        if outcome.poison.is_empty() {
+            self.store(&[], positions)
+                .await
+                .map_err(|error| Retry(with_source(&error)))?;
+        }
+        Ok(())
+    }
+
+    async fn store(
+        &self,
+        batch: &[PublicationEvent],
+        positions: &[ConsumerPosition],
+    ) -> Result<store::archive::Appended, ArchiveError> {
+        let append = self.archive.append(batch, positions);
+        match tokio::time::timeout(self.timeout, append).await {
+            Ok(result) => result,
+            Err(_) => Err(ArchiveError::Unavailable(
+                "the store did not answer in time".into(),
+            )),
+        }
+    }
+}
+
+fn with_source(error: &ArchiveError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

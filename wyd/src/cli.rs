@@ -1,0 +1,73 @@
+//! What can be asked of the binary.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// The realtime gateway: chat and live updates for phones, over any number of nodes.
+///
+/// Without a command it starts `wyd dev`.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Configuration file (TOML, or YAML by its ending); the environment wins over it.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Everything in one process on embedded parts: for trying out. Needs no service.
+    Dev(DevArgs),
+    /// A gateway replica: clients connect to it.
+    Gateway,
+    /// A worker replica: brings what is published to the archive.
+    Worker(WorkerArgs),
+    /// Brings databases and Kafka topics to this version, then exits.
+    Migrate,
+    /// Checks the configuration and asks every dependency; lists all that is wrong.
+    Check,
+    /// Prints the effective configuration, secrets masked.
+    Config(ConfigArgs),
+    /// Makes a connection token, for trying out.
+    Token(TokenArgs),
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct DevArgs {
+    /// Where secrets, archive and job log are kept.
+    #[arg(long, value_name = "FOLDER", default_value = "wyd-data")]
+    pub(crate) data: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// What it does; this version knows `persist`.
+    #[arg(long, value_delimiter = ',', default_value = "persist")]
+    pub(crate) roles: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// Prints a documented file with every default instead.
+    #[arg(long)]
+    pub(crate) default: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenArgs {
+    /// The user (`sub`).
+    #[arg(long)]
+    pub(crate) user: String,
+    /// How long the token is good: `90s`, `1h`, `7d`.
+    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    pub(crate) ttl: std::time::Duration,
+    /// Channels the server subscribes the user to.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) channels: Vec<String>,
+    /// What others see of the user: one JSON value.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) info: Option<String>,
+}
