@@ -384,12 +384,16 @@ fn check_stores(config: &Config, role: Role, report: &mut Report) {
         "must be above 0",
     );
     let has_archive = database.url.is_some() || mongo.url.is_some();
-    let what = match role {
-        Role::Worker => "the persist worker needs an archive; set DATABASE_URL (or MONGO_URL)",
-        Role::Migrate => "there is nothing to migrate; set DATABASE_URL (or MONGO_URL)",
-        Role::Gateway | Role::Dev => return,
-    };
-    report.require(has_archive, "database.url", what);
+    report.require(
+        role != Role::Worker || has_archive,
+        "database.url",
+        "the persist worker needs an archive; set DATABASE_URL (or MONGO_URL)",
+    );
+    report.require(
+        role != Role::Migrate || has_archive || !config.kafka.brokers.is_empty(),
+        "database.url",
+        "there is nothing to migrate; set DATABASE_URL, MONGO_URL or KAFKA_BROKERS",
+    );
 }
 
 fn check_worker(config: &Config, report: &mut Report) {
