@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Api};
 use crate::auth::Verifier;
-use crate::broker::{BrokerError, memory};
+use crate::broker::{BrokerError, memory, redis_streams};
 use crate::channel::Channels;
 use crate::control::{Control, ControlCommand, NodeInfo, Obey};
 use crate::drain;
@@ -124,7 +124,8 @@ impl Node {
         let obeyer = Arc::new(Obeyer {
             hub: Arc::clone(&hub),
         });
-        let between = between_nodes(&config, &hub, obeyer, &tasks, &background).await?;
+        let between = between_nodes(&config, &id, &hub, obeyer, &tasks, &background).await?;
+        between.register_metrics(registry);
         hub.attach(Arc::clone(&between.broker));
         let publisher = Publisher::start(
             Arc::clone(&between.broker),
@@ -358,6 +359,7 @@ impl Obeyer {
 
 async fn between_nodes(
     config: &Config,
+    id: &NodeId,
     hub: &Arc<Hub>,
     obeyer: Arc<Obeyer>,
     tasks: &TaskTracker,
@@ -370,6 +372,17 @@ async fn between_nodes(
     });
     let deliver = Arc::clone(hub);
     match (kind, &broker.redis_url) {
+        (BrokerKind::Redis, Some(url)) => redis_streams::connect(
+            broker,
+            url.expose(),
+            id.clone(),
+            deliver,
+            obeyer,
+            tasks,
+            cancel.clone(),
+        )
+        .await
+        .map_err(StartError::Broker),
         (BrokerKind::Memory | BrokerKind::Redis, _) => {
             tracing::warn!("memory broker: this node is alone, history does not outlive it");
             Ok(memory::parts(deliver, obeyer, tasks, cancel.clone()))

@@ -1,22 +1,34 @@
-//! What a broker brings: everything between nodes, on one Redis or in one process.
+//! Everything between nodes, as `broker::memory::parts` or `broker::redis_streams::connect` join
+//! it: the node takes it whole and names no implementation.
 
 use std::sync::Arc;
 
-use crate::broker::Broker;
+use prometheus_client::registry::Registry;
+
+use crate::broker::{Broker, BrokerMetrics};
 use crate::control::Control;
 use crate::outbox::OutboxStore;
 use crate::presence::Presence;
 
-/// Everything between nodes; `broker::memory` and `broker::redis_streams` each make a set.
+/// The parts that nodes share, all on the same Redis or all in this process.
 pub struct Parts {
-    /// Publications.
+    /// Carries publications and keeps histories.
     pub broker: Arc<dyn Broker>,
-    /// Accepted publications on their way to Kafka.
+    /// Holds accepted publications until they are in the job log.
     pub outbox: Arc<dyn OutboxStore>,
-    /// Who is on which channel.
+    /// Who is subscribed.
     pub presence: Arc<dyn Presence>,
     /// Commands to all nodes.
     pub control: Arc<dyn Control>,
+    /// What the broker counts.
+    pub metrics: BrokerMetrics,
+}
+
+impl Parts {
+    /// Adds the broker's counters to a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
 }
 
 impl std::fmt::Debug for Parts {

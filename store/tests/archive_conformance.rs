@@ -1,5 +1,11 @@
 //! What every archive must do; needs PostgreSQL and MongoDB.
-#![allow(missing_docs, reason = "a test file has no face")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::string_slice,
+    reason = "a test that cannot go on panics, and its helpers are part of it"
+)]
 
 mod support;
 

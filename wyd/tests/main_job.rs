@@ -228,7 +228,5 @@ fn environment(
 
 fn conversation() -> Conversation {
     let file = std::env::var_os("WYD_TEST_CONVERSATION").map(PathBuf::from);
-    let conversation = conversation_from(file.as_deref(), &Shape::default(), None).unwrap();
-    println!("{}", conversation.origin);
-    conversation
+    conversation_from(file.as_deref(), &Shape::default(), None).unwrap()
 }

@@ -1,33 +1,37 @@
-//! The broker of one node: everything in this process, nothing outlives it.
+//! The broker of a node that is alone: everything in this process, nothing outlives it.
 //!
-//! A channel's lock is held from giving the offset to the delivery, so that the hub sees every
-//! channel in offset order; the hub never waits and never calls back. Outbox entries wait in
-//! memory for their relay to the job log: a crash between the two loses what was not yet
-//! acknowledged, as it loses the history.
+//! A channel's lock is held from giving the offset to the end of its delivery. Order demands it:
+//! released in between, the next publication could reach the sink first. The sink never waits and
+//! never calls back, so the lock is short; it is the only one that is held while another is taken
+//! (the outbox's, for a moment).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use parking_lot::Mutex;
-use shared::ids::{ChannelName, Epoch, MessageId, StreamPosition};
+use shared::ids::{ChannelName, Epoch, StreamPosition};
 use shared::protocol::Publication;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::fingerprint::fingerprint;
 use super::{
-    Broker, BrokerError, Deliver, Delivery, HistoryPage, HistoryPolicy, HistoryRange,
-    NewPublication, OutboxEntry, Published, Signal,
+    Broker, BrokerError, BrokerMetrics, Deliver, Delivery, HistoryPage, HistoryPolicy,
+    HistoryRange, NewPublication, OutboxEntry, Published, Signal,
 };
 use crate::control::Obeyer;
+use crate::control::memory::MemoryControl;
 use crate::outbox::{OutboxStats, OutboxStore, Settled};
 use crate::parts::Parts;
+use crate::presence::memory::MemoryPresence;
 
 /// How often what has expired is removed.
 const SWEEP: Duration = Duration::from_secs(1);
+/// Entries the outbox may hold before durable publishes are refused.
+const OUTBOX_ENTRIES_MAX: usize = 10_000;
 
 /// Makes everything between nodes for a node that is alone.
 pub fn parts(
@@ -49,8 +53,9 @@ pub fn parts(
     Parts {
         outbox: Arc::clone(&broker) as Arc<dyn OutboxStore>,
         broker,
-        presence: Arc::new(crate::presence::memory::MemoryPresence::default()),
-        control: Arc::new(crate::control::memory::MemoryControl::new(obeyer)),
+        presence: Arc::new(MemoryPresence::default()),
+        control: Arc::new(MemoryControl::new(obeyer)),
+        metrics: BrokerMetrics::default(),
     }
 }
 
@@ -58,7 +63,7 @@ pub fn parts(
 pub struct MemoryBroker {
     deliver: Arc<dyn Deliver>,
     streams: Mutex<HashMap<ChannelName, Arc<Mutex<Stream>>>>,
-    outbox: Mutex<HashMap<String, (Instant, OutboxEntry)>>,
+    outbox: Mutex<Outbox>,
 }
 
 impl std::fmt::Debug for MemoryBroker {
@@ -67,25 +72,48 @@ impl std::fmt::Debug for MemoryBroker {
     }
 }
 
+/// Entries by the order in which they came.
+#[derive(Default)]
+struct Outbox {
+    last: u64,
+    entries: BTreeMap<u64, (Instant, OutboxEntry)>,
+}
+
 /// One channel.
-#[derive(Debug)]
 struct Stream {
-    /// Epoch and top; `None` without history.
+    /// Epoch and top; `None` before the first history, and once it has expired.
     top: Option<StreamPosition>,
     kept: VecDeque<Arc<Publication>>,
     kept_until: Instant,
     meta_until: Instant,
-    results: HashMap<(String, String), KnownResult>,
+    results: HashMap<Key, KnownResult>,
+    /// The keys of `results` in the order in which they came, with the end of their time.
+    result_ends: VecDeque<(Instant, Key)>,
+    is_subscribed: bool,
+    /// A position was given once, and its epoch has expired: subscribers must hear of it.
+    has_lost_epoch: bool,
+    /// Taken off the map: look again.
     is_removed: bool,
 }
 
+/// Scope and key.
+type Key = Arc<(String, String)>;
+
 /// What an idempotency key came to.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct KnownResult {
     until: Instant,
-    data: Bytes,
+    payload: [u8; 16],
     published: Published,
-    outbox_id: Option<String>,
+}
+
+/// What a key that is known means for a publish.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keys {
+    /// The first result stands.
+    Honoured,
+    /// It stands only when it belongs to the current epoch.
+    OfThisEpoch,
 }
 
 impl MemoryBroker {
@@ -98,55 +126,53 @@ impl MemoryBroker {
         }
     }
 
-    fn stream(&self, channel: &ChannelName) -> Arc<Mutex<Stream>> {
-        let mut streams = self.streams.lock();
-        let stream = streams.entry(channel.clone()).or_insert_with(|| {
-            let now = Instant::now();
-            Arc::new(Mutex::new(Stream {
-                top: None,
-                kept: VecDeque::new(),
-                kept_until: now,
-                meta_until: now,
-                results: HashMap::new(),
-                is_removed: false,
-            }))
-        });
-        Arc::clone(stream)
-    }
-
-    /// Runs on a channel's stream; a stream that was swept meanwhile is looked up again.
-    fn with<T>(&self, channel: &ChannelName, mut run: impl FnMut(&mut Stream) -> T) -> T {
-        loop {
-            let stream = self.stream(channel);
-            let mut stream = stream.lock();
-            if !stream.is_removed {
-                return run(&mut stream);
-            }
-        }
-    }
-
-    fn sweep(&self) {
+    /// Removes what has expired.
+    pub fn sweep(&self) {
         let now = Instant::now();
         self.streams.lock().retain(|_, stream| {
-            // A stream that is in use is not expired.
+            // A stream that is in use can wait for the next round.
             let Some(mut stream) = stream.try_lock() else {
                 return true;
             };
             stream.expire(now);
-            stream.is_removed = stream.top.is_none() && stream.results.is_empty();
+            stream.is_removed = stream.is_forgettable();
             !stream.is_removed
         });
+    }
+
+    /// Runs on a channel's stream; a stream that was swept meanwhile is looked up again.
+    fn with<T>(&self, channel: &ChannelName, run: impl FnOnce(&mut Stream) -> T) -> T {
+        loop {
+            let stream = {
+                let mut streams = self.streams.lock();
+                Arc::clone(streams.entry(channel.clone()).or_default())
+            };
+            let mut stream = stream.lock();
+            if !stream.is_removed {
+                stream.expire(Instant::now());
+                return run(&mut stream);
+            }
+        }
     }
 
     fn publish_to(
         &self,
         stream: &mut Stream,
         new: &NewPublication,
+        keys: Keys,
     ) -> Result<Published, BrokerError> {
+        if new.durable && new.history.is_none() {
+            return Err(BrokerError::Refused("a durable channel needs history"));
+        }
         let now = Instant::now();
-        stream.expire(now);
-        if let Some(known) = stream.known(new)? {
+        if let Some(policy) = &new.history {
+            self.open(stream, &new.channel, policy, now);
+        }
+        if let Some(known) = stream.known(new, keys)? {
             return Ok(self.repeat(known));
+        }
+        if new.durable && self.outbox.lock().entries.len() >= OUTBOX_ENTRIES_MAX {
+            return Err(BrokerError::Refused("the outbox is full"));
         }
         let position = new.history.as_ref().map(|policy| stream.next(policy, now));
         let publication = Arc::new(Publication {
@@ -154,7 +180,7 @@ impl MemoryBroker {
             data: new.data.clone(),
             info: new.info.clone(),
             tags: new.tags.clone(),
-            id: new.durable.then_some(new.id),
+            id: Some(new.id),
             published_at_ms: unix_ms(),
         });
         if let Some(policy) = &new.history {
@@ -172,9 +198,32 @@ impl MemoryBroker {
             .position
             .as_ref()
             .map(|position| position.epoch.clone());
-        let delivery = Delivery::Publication { publication, epoch };
-        self.deliver.deliver(vec![(new.channel.clone(), delivery)]);
+        self.hand_over(
+            stream,
+            &new.channel,
+            Delivery::Publication { publication, epoch },
+        );
         Ok(published)
+    }
+
+    /// Makes sure that the channel has an epoch.
+    fn open(
+        &self,
+        stream: &mut Stream,
+        channel: &ChannelName,
+        policy: &HistoryPolicy,
+        now: Instant,
+    ) {
+        stream.touch(policy, now);
+        if std::mem::take(&mut stream.has_lost_epoch) {
+            self.hand_over(stream, channel, Delivery::Lost);
+        }
+    }
+
+    fn hand_over(&self, stream: &Stream, channel: &ChannelName, delivery: Delivery) {
+        if stream.is_subscribed {
+            self.deliver.deliver(vec![(channel.clone(), delivery)]);
+        }
     }
 
     fn put_in_outbox(
@@ -184,25 +233,46 @@ impl MemoryBroker {
         publication: &Arc<Publication>,
     ) -> Option<OutboxEntry> {
         let position = position.filter(|_| new.durable)?;
+        let mut outbox = self.outbox.lock();
+        outbox.last += 1;
+        let number = outbox.last;
         let entry = OutboxEntry {
-            entry_id: format!("{}-{}", publication.published_at_ms, MessageId::now()),
+            entry_id: number.to_string(),
             partition: 0,
             epoch: position.epoch.clone(),
             channel: new.channel.clone(),
             publication: Arc::clone(publication),
         };
-        let place = (Instant::now(), entry.clone());
-        self.outbox.lock().insert(entry.entry_id.clone(), place);
+        outbox
+            .entries
+            .insert(number, (Instant::now(), entry.clone()));
         Some(entry)
     }
 
     fn repeat(&self, known: KnownResult) -> Published {
         let outbox = self.outbox.lock();
-        let waiting = known.outbox_id.and_then(|id| outbox.get(&id));
+        let is_waiting = |entry: &OutboxEntry| outbox.entries.contains_key(&number_of(entry));
         Published {
             is_repeat: true,
-            outbox: waiting.map(|(_, entry)| entry.clone()),
+            outbox: known.published.outbox.filter(is_waiting),
             ..known.published
+        }
+    }
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self {
+            top: None,
+            kept: VecDeque::new(),
+            kept_until: now,
+            meta_until: now,
+            results: HashMap::new(),
+            result_ends: VecDeque::new(),
+            is_subscribed: false,
+            has_lost_epoch: false,
+            is_removed: false,
         }
     }
 }
@@ -212,16 +282,32 @@ impl Stream {
         if now >= self.kept_until {
             self.kept.clear();
         }
-        if now >= self.meta_until {
-            self.top = None;
+        if now >= self.meta_until && self.top.take().is_some() {
             self.kept.clear();
+            self.has_lost_epoch = self.is_subscribed;
         }
-        self.results.retain(|_, known| now < known.until);
+        while let Some((until, key)) = self.result_ends.front() {
+            if now < *until {
+                break;
+            }
+            if self
+                .results
+                .get(key)
+                .is_some_and(|known| known.until <= now)
+            {
+                self.results.remove(key);
+            }
+            self.result_ends.pop_front();
+        }
+    }
+
+    fn is_forgettable(&self) -> bool {
+        self.top.is_none() && self.results.is_empty() && !self.is_subscribed
     }
 
     /// Returns the position, made when there is none.
     fn touch(&mut self, policy: &HistoryPolicy, now: Instant) -> &mut StreamPosition {
-        self.meta_until = now + policy.meta_ttl;
+        self.meta_until = now + policy.meta_ttl.max(policy.ttl);
         self.top.get_or_insert_with(|| StreamPosition {
             // Offsets of durable channels never restart: the clock is above all that was given.
             offset: if policy.durable { unix_us() } else { 0 },
@@ -243,54 +329,66 @@ impl Stream {
         }
     }
 
-    fn known(&self, new: &NewPublication) -> Result<Option<KnownResult>, BrokerError> {
-        let Some(key) = &new.idempotency else {
+    fn known(&self, new: &NewPublication, keys: Keys) -> Result<Option<KnownResult>, BrokerError> {
+        let Some(asked) = &new.idempotency else {
             return Ok(None);
         };
-        match self.results.get(&(key.scope.clone(), key.key.clone())) {
-            Some(known) if known.data != new.data => Err(BrokerError::KeyConflict),
+        let key = (asked.scope.clone(), asked.key.clone());
+        let known = self
+            .results
+            .get(&key)
+            .filter(|known| Instant::now() < known.until);
+        let is_of_this_epoch = |known: &&KnownResult| {
+            let epoch = known
+                .published
+                .position
+                .as_ref()
+                .map(|position| &position.epoch);
+            epoch == self.top.as_ref().map(|top| &top.epoch)
+        };
+        match known.filter(|known| keys == Keys::Honoured || is_of_this_epoch(known)) {
+            Some(known) if known.payload != fingerprint(new) => Err(BrokerError::KeyConflict),
             known => Ok(known.cloned()),
         }
     }
 
     fn remember(&mut self, new: &NewPublication, published: &Published, now: Instant) {
-        if let Some(key) = &new.idempotency {
+        if let Some(asked) = &new.idempotency {
+            let key: Key = Arc::new((asked.scope.clone(), asked.key.clone()));
             let known = KnownResult {
-                until: now + key.ttl,
-                data: new.data.clone(),
-                outbox_id: published
-                    .outbox
-                    .as_ref()
-                    .map(|entry| entry.entry_id.clone()),
+                until: now + asked.ttl,
+                payload: fingerprint(new),
                 published: published.clone(),
             };
-            self.results
-                .insert((key.scope.clone(), key.key.clone()), known);
+            self.result_ends.push_back((known.until, Arc::clone(&key)));
+            self.results.insert(key, known);
         }
     }
 
     fn page(&self, top: StreamPosition, range: &HistoryRange) -> Result<HistoryPage, BrokerError> {
         let since = range.since.as_ref();
         let is_other =
-            since.is_some_and(|since| !since.epoch.as_str().is_empty() && since.epoch != top.epoch);
-        if is_other {
+            |since: &StreamPosition| !since.epoch.as_str().is_empty() && since.epoch != top.epoch;
+        if since.is_some_and(is_other) {
             return Err(BrokerError::UnrecoverablePosition);
         }
         let limit = range.limit.unwrap_or(usize::MAX);
         let publications = if range.reverse {
-            let below = |p: &&Arc<Publication>| since.is_none_or(|since| p.offset < since.offset);
+            let is_before =
+                |p: &&Arc<Publication>| since.is_none_or(|since| p.offset < since.offset);
             self.kept
                 .iter()
                 .rev()
-                .filter(below)
+                .filter(is_before)
                 .take(limit)
                 .cloned()
                 .collect()
         } else {
-            let above = |p: &&Arc<Publication>| since.is_none_or(|since| p.offset > since.offset);
+            let is_after =
+                |p: &&Arc<Publication>| since.is_none_or(|since| p.offset > since.offset);
             self.kept
                 .iter()
-                .filter(above)
+                .filter(is_after)
                 .take(limit)
                 .cloned()
                 .collect()
@@ -301,9 +399,9 @@ impl Stream {
 
 #[async_trait]
 impl Broker for MemoryBroker {
-    async fn publish(&self, publication: NewPublication) -> Result<Published, BrokerError> {
-        self.with(&publication.channel, |stream| {
-            self.publish_to(stream, &publication)
+    async fn publish(&self, new: NewPublication) -> Result<Published, BrokerError> {
+        self.with(&new.channel, |stream| {
+            self.publish_to(stream, &new, Keys::Honoured)
         })
     }
 
@@ -315,7 +413,7 @@ impl Broker for MemoryBroker {
     ) -> Result<HistoryPage, BrokerError> {
         self.with(channel, |stream| {
             let now = Instant::now();
-            stream.expire(now);
+            self.open(stream, channel, policy, now);
             let top = stream.touch(policy, now).clone();
             stream.page(top, &range)
         })
@@ -328,20 +426,30 @@ impl Broker for MemoryBroker {
 
     async fn subscribe(
         &self,
-        _channel: &ChannelName,
-        _history: Option<&HistoryPolicy>,
+        channel: &ChannelName,
+        history: Option<&HistoryPolicy>,
     ) -> Result<(), BrokerError> {
-        // Everything is delivered to the one node there is; the hub drops what nobody wants.
+        self.with(channel, |stream| {
+            if let Some(policy) = history {
+                stream.touch(policy, Instant::now());
+            }
+            stream.is_subscribed = true;
+        });
         Ok(())
     }
 
-    async fn unsubscribe(&self, _channel: &ChannelName) -> Result<(), BrokerError> {
+    async fn unsubscribe(&self, channel: &ChannelName) -> Result<(), BrokerError> {
+        self.with(channel, |stream| {
+            stream.is_subscribed = false;
+            stream.has_lost_epoch = false;
+        });
         Ok(())
     }
 
     async fn signal(&self, channel: &ChannelName, signal: Signal) -> Result<(), BrokerError> {
-        self.deliver
-            .deliver(vec![(channel.clone(), Delivery::Signal(signal))]);
+        self.with(channel, |stream| {
+            self.hand_over(stream, channel, Delivery::Signal(signal))
+        });
         Ok(())
     }
 
@@ -353,7 +461,7 @@ impl Broker for MemoryBroker {
 #[async_trait]
 impl OutboxStore for MemoryBroker {
     async fn settle(&self, entry: &OutboxEntry) -> Result<Settled, BrokerError> {
-        self.outbox.lock().remove(&entry.entry_id);
+        self.outbox.lock().entries.remove(&number_of(entry));
         let is_current = self.with(&entry.channel, |stream| {
             stream
                 .top
@@ -367,43 +475,49 @@ impl OutboxStore for MemoryBroker {
         })
     }
 
+    async fn publish_again(&self, new: NewPublication) -> Result<Published, BrokerError> {
+        self.with(&new.channel, |stream| {
+            self.publish_to(stream, &new, Keys::OfThisEpoch)
+        })
+    }
+
     async fn leftovers(
         &self,
         age: Duration,
         limit: usize,
     ) -> Result<Vec<OutboxEntry>, BrokerError> {
         let outbox = self.outbox.lock();
-        let mut old: Vec<_> = outbox
+        let old = outbox
+            .entries
             .values()
-            .filter(|(since, _)| since.elapsed() >= age)
-            .collect();
-        old.sort_by_key(|(since, _)| *since);
-        Ok(old
-            .into_iter()
-            .take(limit)
-            .map(|(_, entry)| entry.clone())
-            .collect())
+            .filter(|(since, _)| since.elapsed() >= age);
+        Ok(old.take(limit).map(|(_, entry)| entry.clone()).collect())
     }
 
     async fn stats(&self) -> Result<OutboxStats, BrokerError> {
         let outbox = self.outbox.lock();
-        let oldest = outbox.values().map(|(since, _)| since.elapsed()).max();
+        let oldest = outbox.entries.values().next();
         Ok(OutboxStats {
-            pending: outbox.len() as u64,
-            age: oldest.unwrap_or_default(),
+            pending: outbox.entries.len() as u64,
+            age: oldest.map(|(since, _)| since.elapsed()).unwrap_or_default(),
         })
     }
 }
 
+/// The number that [`MemoryBroker::put_in_outbox`] wrote; 0, which none has, for a foreign id.
+fn number_of(entry: &OutboxEntry) -> u64 {
+    entry.entry_id.parse().unwrap_or_default()
+}
+
 fn unix_ms() -> u64 {
-    u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn unix_us() -> u64 {
-    u64::try_from(since_epoch().as_micros()).unwrap_or(u64::MAX)
+    u64::try_from(since_1970().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn since_epoch() -> Duration {
+fn since_1970() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()

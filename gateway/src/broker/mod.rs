@@ -4,7 +4,12 @@
 //! `memory` serves one node, `redis_streams` any number; `tests/broker_conformance.rs` is what
 //! both must pass. How a publication of a durable channel reaches Kafka is `outbox`'s business.
 
+mod fingerprint;
 pub mod memory;
+mod metrics;
+pub mod redis_streams;
+
+pub use metrics::{BrokerMetrics, ReasonLabel};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,8 +35,9 @@ pub trait Broker: Send + Sync + 'static {
     ///
     /// Resolves when the stream has it (and, for a durable channel, the outbox, in one atomic
     /// step). A repeated `idempotency` key with the same payload answers the first result and
-    /// publishes nothing. Calls for one channel that are started one after the other keep their
-    /// order even when they are awaited together.
+    /// publishes nothing. Calls for one channel keep the order in which their futures are first
+    /// polled, even when they are awaited together: nothing is waited for before a publication
+    /// has its place in the queue.
     ///
     /// # Errors
     /// See [`BrokerError`].
@@ -39,7 +45,8 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Reads a channel's history, and always its current position.
     ///
-    /// Makes the stream's metadata (a new epoch) when the channel has none.
+    /// Makes the stream's metadata (a new epoch) when the channel has none. A `since` with an
+    /// empty epoch goes with any epoch: what that is worth is the caller's decision.
     ///
     /// # Errors
     /// See [`BrokerError`].
@@ -195,7 +202,8 @@ pub struct OutboxEntry {
 /// Which part of a history to read.
 #[derive(Debug, Clone)]
 pub struct HistoryRange {
-    /// Read after this position (before it when `reverse`); `None`: from the end.
+    /// Read after this position (before it when `reverse`); `None`: from the oldest that is kept
+    /// (from the newest when `reverse`).
     pub since: Option<StreamPosition>,
     /// At most so many; 0 reads the position only; `None` reads all.
     pub limit: Option<usize>,
@@ -230,6 +238,9 @@ pub enum BrokerError {
     /// Stored bytes that this version cannot read.
     #[error("stored value cannot be read: {0}")]
     Corrupt(String),
+    /// The address, or what the store holds, does not go with this node's configuration.
+    #[error("{0}")]
+    Incompatible(String),
 }
 
 impl BrokerError {
@@ -238,7 +249,10 @@ impl BrokerError {
         // Spelled out, so that a new variant has to answer the question.
         match self {
             Self::Unavailable(_) | Self::Refused(_) => true,
-            Self::KeyConflict | Self::UnrecoverablePosition | Self::Corrupt(_) => false,
+            Self::KeyConflict
+            | Self::UnrecoverablePosition
+            | Self::Corrupt(_)
+            | Self::Incompatible(_) => false,
         }
     }
 }

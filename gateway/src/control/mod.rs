@@ -1,6 +1,7 @@
 //! Between nodes, beside the channels: who the nodes are, and commands that concern all of them.
 
 pub mod memory;
+pub mod redis;
 
 use std::sync::Arc;
 

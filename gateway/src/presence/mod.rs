@@ -1,6 +1,7 @@
 //! Who is subscribed to a channel now, on any node.
 
 pub mod memory;
+pub mod redis;
 
 use std::sync::Arc;
 

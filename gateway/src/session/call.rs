@@ -589,7 +589,7 @@ pub(crate) fn client_error(error: &BrokerError) -> ClientError {
             tracing::debug!(%error, "broker call failed");
             ClientError::INTERNAL
         }
-        BrokerError::Corrupt(_) => {
+        BrokerError::Corrupt(_) | BrokerError::Incompatible(_) => {
             tracing::error!(%error, "broker holds a value that cannot be read");
             ClientError::INTERNAL
         }
