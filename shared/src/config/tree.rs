@@ -166,7 +166,7 @@ mod tests {
             Value::Object(map) => map
                 .iter()
                 .flat_map(|(key, inner)| {
-                    let path = [path, &[key.clone()]].concat();
+                    let path = [path, std::slice::from_ref(key)].concat();
                     leaves(inner, &path, wanted)
                 })
                 .collect(),

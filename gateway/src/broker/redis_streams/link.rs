@@ -247,7 +247,7 @@ impl Link {
 
     fn report(&self, generation: u64) {
         if self.broken.try_send(generation).is_err() {
-            // A report is waiting to be read already.
+            tracing::trace!(generation, "a report is being read already");
         }
     }
 }

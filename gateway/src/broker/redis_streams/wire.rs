@@ -33,17 +33,17 @@ pub(crate) struct Item {
     #[prost(string, tag = "3")]
     pub(crate) epoch: String,
     #[prost(bytes = "bytes", tag = "4")]
-    pub(crate) data: Bytes,
+    pub(super) data: Bytes,
     #[prost(message, optional, tag = "5")]
-    pub(crate) info: Option<Member>,
+    pub(super) info: Option<Member>,
     #[prost(btree_map = "string, string", tag = "6")]
-    pub(crate) tags: BTreeMap<String, String>,
+    pub(super) tags: BTreeMap<String, String>,
     /// The message id: 16 bytes.
     #[prost(bytes = "bytes", tag = "7")]
-    pub(crate) id: Bytes,
+    pub(super) id: Bytes,
     /// 0 publication, 1 join, 2 leave.
     #[prost(uint32, tag = "8")]
-    pub(crate) kind: u32,
+    pub(super) kind: u32,
 }
 
 /// A client, inside items and as a value of presence.
