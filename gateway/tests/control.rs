@@ -1,5 +1,10 @@
 //! Commands to all nodes and the registry of nodes: the suite that both implementations pass.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by panicking"
+)]
+
 mod between;
 
 use between::*;

@@ -94,7 +94,7 @@ impl Control for RedisControl {
 
     async fn nodes(&self) -> Result<Vec<NodeInfo>, BrokerError> {
         let call = NODES.call(&[LIVE.to_owned(), INFO.to_owned()]);
-        let values = Fields::of(self.link.call(call).await?)?.rest();
+        let values = Fields::of(self.link.ask(call).await?)?.rest();
         values
             .map(|value| Note::read(reply::bytes(value)?))
             .collect()

@@ -364,7 +364,7 @@ impl Presence for RedisPresence {
     async fn members(&self, channel: &ChannelName) -> Result<Vec<Arc<ClientInfo>>, BrokerError> {
         let mut values = command("HVALS");
         values.arg(self.keys.members(channel));
-        let values = Fields::of(self.link.call(values.into()).await?)?.rest();
+        let values = Fields::of(self.link.ask(values.into()).await?)?.rest();
         values
             .map(|value| Ok(Arc::new(Member::read(reply::bytes(value)?)?)))
             .collect()

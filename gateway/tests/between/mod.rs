@@ -147,6 +147,16 @@ pub(crate) fn key(kind: &str, channel: &ChannelName) -> String {
     format!("wyd:{{{partition}}}:{kind}:{channel}")
 }
 
+/// The key of the outbox that a channel's publications wait in.
+pub(crate) fn outbox_key(channel: &ChannelName) -> String {
+    let stream = key("s", channel);
+    let (partition, _) = stream.split_once(":s:").unwrap();
+    format!("{partition}:outbox")
+}
+
+/// Entries of a stream as the driver reads them: id, then fields.
+pub(crate) type Entries = Vec<(String, Vec<(String, Vec<u8>)>)>;
+
 /// A sink that remembers.
 #[derive(Default)]
 pub(crate) struct Seen {

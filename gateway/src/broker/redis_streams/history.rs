@@ -40,7 +40,7 @@ pub(super) fn history_call(
         .arg(
             range
                 .limit
-                .map(|limit| text(limit as u64))
+                .map(|limit| text(limit.min(policy.size) as u64))
                 .unwrap_or_default(),
         )
         .arg(u8::from(range.reverse))

@@ -21,6 +21,9 @@ use crate::broker::BrokerError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a call waits for a link that is just being made.
 const LINK_WAIT: Duration = Duration::from_millis(300);
+/// How often, and how soon, a call that may be carried out twice is made again.
+const ASK_AGAIN: usize = 4;
+const ASK_PAUSE: Duration = Duration::from_millis(50);
 /// Time between two pings of an idle link.
 const PING_EVERY: Duration = Duration::from_secs(1);
 /// Pauses between attempts to connect: doubled from the first to the last.
@@ -168,6 +171,19 @@ impl Link {
     pub(crate) async fn call(&self, call: Call) -> Result<Value, BrokerError> {
         let mut answers = self.call_all(&[call]).await?;
         answers.pop().unwrap_or_else(|| Err(missing_answer()))
+    }
+
+    /// Sends a call that may be carried out twice: when the connection breaks, again over the next.
+    pub(crate) async fn ask(&self, call: Call) -> Result<Value, BrokerError> {
+        let mut answer = self.call_all(std::slice::from_ref(&call)).await;
+        for _ in 0..ASK_AGAIN {
+            match &answer {
+                Err(error) if is_broken(error) => tokio::time::sleep(ASK_PAUSE).await,
+                _ => break,
+            }
+            answer = self.call_all(std::slice::from_ref(&call)).await;
+        }
+        answer?.pop().unwrap_or_else(|| Err(missing_answer()))
     }
 
     /// Sends calls in one go and returns an answer for each. Scripts that Redis has forgotten are
@@ -367,6 +383,16 @@ pub(crate) fn checked(answer: Value) -> Result<Value, BrokerError> {
         }
         Value::ServerError(error) => Err(BrokerError::Unavailable(error.to_string().into())),
         answer => Ok(answer),
+    }
+}
+
+/// True when a call failed because its connection was cut, not because Redis was slow to answer.
+fn is_broken(error: &BrokerError) -> bool {
+    match error {
+        BrokerError::Unavailable(source) => source
+            .downcast_ref::<RedisError>()
+            .is_some_and(RedisError::is_connection_dropped),
+        _ => false,
     }
 }
 

@@ -170,7 +170,7 @@ impl Broker for RedisBroker {
         range: HistoryRange,
     ) -> Result<HistoryPage, BrokerError> {
         let call = history_call(self.keys, channel, policy, &range);
-        let page = Page::read(self.link.call(call).await?)?;
+        let page = Page::read(self.link.ask(call).await?)?;
         let is_other =
             |since: &StreamPosition| !since.epoch.as_str().is_empty() && since.epoch != page.epoch;
         if range.since.as_ref().is_some_and(is_other) {
@@ -193,7 +193,7 @@ impl Broker for RedisBroker {
     async fn history_remove(&self, channel: &ChannelName) -> Result<(), BrokerError> {
         let mut delete = command("DEL");
         delete.arg(self.keys.stream(channel));
-        self.link.call(delete.into()).await.map(drop)
+        self.link.ask(delete.into()).await.map(drop)
     }
 
     async fn subscribe(

@@ -16,6 +16,8 @@ use super::wire::Item;
 use crate::broker::{BrokerError, NewPublication, OutboxEntry, Published};
 use crate::outbox::{OutboxStats, OutboxStore, Settled};
 
+/// Entries taken from one partition at once: the answer is one reply of Redis.
+const TAKEN_MAX: usize = 1_000;
 /// How long a sweeper keeps a partition after it last asked for its entries.
 const LEASE: Duration = Duration::from_secs(10);
 
@@ -27,7 +29,7 @@ impl OutboxStore for RedisBroker {
             self.keys.meta(&entry.channel),
         ];
         let call = SETTLE.call(&keys).arg(&entry.entry_id);
-        let epoch = reply::text(self.link.call(call).await?)?;
+        let epoch = reply::text(self.link.ask(call).await?)?;
         // An entry that is gone while primary and epoch are unchanged was relayed by a sweeper:
         // nothing else removes entries, and a primary that lost it would have another identity.
         Ok(if epoch == entry.epoch.as_str() {
@@ -144,7 +146,7 @@ impl RedisBroker {
             .arg(self.node.as_str())
             .arg(super::publish::millis(LEASE))
             .arg(until_ms)
-            .arg(limit);
+            .arg(limit.min(TAKEN_MAX));
         let mut fields = Fields::of(self.link.call(call).await?)?;
         let mut entries = Vec::new();
         while !fields.is_empty() {
