@@ -67,7 +67,7 @@ pub(crate) struct TokenArgs {
     #[arg(long, conflicts_with = "user")]
     pub(crate) anonymous: bool,
     /// How long the token is good: `90s`, `1h`, `7d`.
-    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "1h", value_parser = lifetime)]
     pub(crate) ttl: std::time::Duration,
     /// Channels the server subscribes the user to.
     #[arg(long, value_delimiter = ',')]
@@ -95,6 +95,17 @@ pub(crate) enum CheckRole {
 
 fn json(text: &str) -> Result<serde_json::Value, String> {
     serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))
+}
+
+/// Longest lifetime of a token: servers believe no longer one.
+const LIFETIME_MAX: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
+
+fn lifetime(text: &str) -> Result<std::time::Duration, String> {
+    let lifetime = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if lifetime > LIFETIME_MAX {
+        return Err("a token is good for 365 days at most".to_owned());
+    }
+    Ok(lifetime)
 }
 
 #[cfg(test)]

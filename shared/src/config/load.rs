@@ -152,8 +152,11 @@ impl Loading {
     /// Notes a problem with the key and where it was set.
     fn report(&mut self, path: &[String], problem: &str) {
         let key = path.join(".");
-        let source = match (self.names.get(path), &self.file) {
-            (Some(name), _) => format!(" ({name})"),
+        // A variable that set something below the key named the key, too.
+        let mut names = self.names.range(path.to_vec()..);
+        let name = names.next().filter(|(set, _)| set.starts_with(path));
+        let source = match (name, &self.file) {
+            (Some((_, name)), _) => format!(" ({name})"),
             (None, Some(file)) => format!(" (in {file})"),
             (None, None) => String::new(),
         };
