@@ -3,6 +3,7 @@
 import { Client } from "./client.js";
 
 const PAGE = 50;
+const PAGE_MAX = 300;
 const TYPING_EVERY_MS = 2_000;
 const TYPING_SHOWN_MS = 3_500;
 const RESENDS = 5;
@@ -14,6 +15,8 @@ const channel = query.get("channel") ?? "chat:lobby";
 const live = `live:${channel.split(":").pop()}`;
 const shown = new Map();
 const typists = new Map();
+// Own messages that have no place in the channel yet, by their text.
+const pending = new Map();
 let me = "";
 let lastTyping = 0;
 
@@ -35,17 +38,10 @@ function start(name) {
     if (state === "connected") $("composer").focus();
   });
   client.subscribe(channel, {
-    onPublication: (publication) => show({
-      id: publication.tags?.id,
-      offset: publication.offset,
-      user: publication.info?.user ?? "",
-      name: publication.info?.conn_info?.name,
-      text: publication.data?.text,
-      time: Date.now(),
-    }),
+    onPublication: published,
     onSubscribed: async ({ wasRecovering, recovered }) => {
-      if (wasRecovering) note(recovered ? "You are back: nothing was missed." : "You are back.");
-      if (!wasRecovering || !recovered) await older(client);
+      if (wasRecovering) note("You are back.");
+      if (!recovered) await earlier(client);
       await countHere(client);
     },
     onJoin: () => countHere(client),
@@ -71,9 +67,15 @@ function start(name) {
   client.connect();
 }
 
-async function older(client) {
-  const { messages } = await client.rpc("message.list", { channel, limit: PAGE });
-  for (const message of messages) {
+// What was said before: the archive has it all, but runs a moment behind; the newest are in the
+// channel's history. Offsets order both, ids tell what is the same.
+async function earlier(client) {
+  const seen = newestOffset();
+  const [archived, kept] = await Promise.allSettled([
+    seen ? archivedSince(client, seen) : archivedPage(client, { limit: PAGE }),
+    client.history(channel, PAGE),
+  ]);
+  for (const message of archived.value ?? []) {
     show({
       id: message.id,
       offset: message.offset,
@@ -83,36 +85,70 @@ async function older(client) {
       time: message.time,
     });
   }
+  for (const publication of (kept.value ?? []).reverse()) published(publication);
+  if (archived.reason && kept.reason) note("Earlier messages cannot be read.");
+}
+
+async function archivedSince(client, after) {
+  const all = [];
+  for (;;) {
+    const page = await archivedPage(client, { after: all.at(-1)?.offset ?? after, limit: PAGE_MAX });
+    all.push(...page);
+    if (page.length < PAGE_MAX) return all;
+  }
+}
+
+async function archivedPage(client, where) {
+  return (await client.rpc("message.list", { channel, ...where })).messages;
+}
+
+function newestOffset() {
+  return Math.max(0, ...[...shown.values()].map((item) => Number(item.dataset.offset ?? 0)));
+}
+
+function published({ tags, offset, info, data }) {
+  const user = info?.user ?? "";
+  const own = user === me && !shown.has(tags?.id) ? pending.get(data?.text) : undefined;
+  if (own && tags?.id) {
+    // One's own message comes back before its answer does.
+    confirm(own, tags.id, offset);
+    return;
+  }
+  show({ id: tags?.id, offset, user, name: info?.conn_info?.name, text: data?.text, time: Date.now() });
+}
+
+function confirm(item, id, offset) {
+  if (pending.get(item.dataset.text) === item) pending.delete(item.dataset.text);
+  shown.set(id, item);
+  item.dataset.id = id;
+  item.classList.remove("pending");
+  place(item, offset);
 }
 
 // Sent again with the same key until it is acknowledged: it is published once.
 async function send(client, text) {
   const key = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
-  const item = show({ id: key, user: me, name: me, text, time: Date.now() });
+  const item = show({ user: me, name: me, text, time: Date.now() });
+  item.dataset.text = text;
   item.classList.add("pending");
+  pending.set(text, item);
+  const isPlaced = () => Boolean(item.dataset.offset);
   for (let attempt = 0; attempt < RESENDS; attempt += 1) {
     try {
       const sent = await client.rpc("message.send", { channel, data: { text }, idempotency_key: key });
-      // The publication itself may have come first; then this one has done its work.
       const twin = shown.get(sent.id);
-      shown.delete(key);
-      if (twin && twin !== item) {
-        item.remove();
-      } else {
-        shown.set(sent.id, item);
-        item.dataset.id = sent.id;
-        place(item, sent.offset);
-        item.classList.remove("pending");
-      }
-      return;
+      if (!twin && !isPlaced()) confirm(item, sent.id, sent.offset);
+      // Another one of the same words came first and took this one's place.
+      else if (twin && twin !== item && !isPlaced()) item.remove();
+      break;
     } catch (error) {
       const isForGood = error.code && !error.temporary;
       if (isForGood) break;
       await new Promise((resolve) => setTimeout(resolve, RESEND_AFTER_MS));
     }
   }
-  item.classList.replace("pending", "failed");
-  item.title = "This message was not sent.";
+  if (pending.get(text) === item) pending.delete(text);
+  if (!isPlaced()) item.classList.replace("pending", "failed");
 }
 
 function show({ id, offset, user, name, text, time }) {
@@ -212,7 +248,10 @@ const known = query.get("name") ?? localStorage.getItem("wyd-name");
 if (known) {
   start(known);
 } else {
-  $("welcome").showModal();
+  const ask = () => me || $("welcome").showModal();
+  ask();
+  // Without a name there is nothing to show: Escape asks again.
+  $("welcome").addEventListener("close", ask);
   $("who").addEventListener("submit", () => {
     const name = $("name").value.trim();
     if (!name) return;

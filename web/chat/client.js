@@ -8,6 +8,8 @@ const RETRY_MAX_MS = 20_000;
 const COMMAND_TIMEOUT_MS = 5_000;
 // The server pings; silence for longer than its interval and this means that the link is dead.
 const SILENCE_GRACE_MS = 10_000;
+// The error of a token whose time is over: the next connect brings a new one.
+const TOKEN_EXPIRED = 109;
 
 export class Client extends EventTarget {
   #url;
@@ -20,6 +22,7 @@ export class Client extends EventTarget {
   #silence = null;
   #pingMs = 25_000;
   #isClosed = false;
+  #refusal = "";
 
   /** `token` is an async function that returns a connection token. */
   constructor(url, token) {
@@ -45,6 +48,11 @@ export class Client extends EventTarget {
 
   publish(channel, data) {
     return this.#call({ publish: { channel, data } });
+  }
+
+  /** The newest publications that are kept in the channel's history, newest first. */
+  history(channel, limit) {
+    return this.#call({ history: { channel, limit, reverse: true } }).then((reply) => reply.history.publications);
   }
 
   presence(channel) {
@@ -74,7 +82,9 @@ export class Client extends EventTarget {
         this.#listen();
         await Promise.all([...this.#channels.keys()].map((channel) => this.#subscribe(channel)));
         this.#say("connected");
-      } catch {
+      } catch (error) {
+        // What will be refused again is not asked again: no token of ours, no such channel.
+        this.#refusal = error.code && !error.temporary && error.code !== TOKEN_EXPIRED ? error.message : "";
         socket.close();
       }
     };
@@ -89,7 +99,8 @@ export class Client extends EventTarget {
       for (const { reject } of this.#waiting.values()) reject(new Error("connection lost"));
       this.#waiting.clear();
       const isFinal = (event.code >= 3500 && event.code < 4000) || (event.code >= 4500 && event.code < 5000);
-      if (isFinal || this.#isClosed) this.#say("offline", event.reason || `closed (${event.code})`);
+      if (this.#refusal) this.#say("offline", this.#refusal);
+      else if (isFinal || this.#isClosed) this.#say("offline", event.reason || `closed (${event.code})`);
       else this.#retry();
     };
   }

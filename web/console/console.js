@@ -34,6 +34,10 @@ function show(stats) {
   $("users").textContent = `${stats.users} users`;
   $("deliveries-rate").textContent = `${Math.round(now.rate).toLocaleString("en")} a second`;
   $("node").textContent = `wyd ${stats.version} · node ${stats.node} · up ${duration(stats.uptime_seconds)}`;
+  $("broker").textContent = stats.broker;
+  $("memory").textContent = stats.resident_bytes ? `${Math.round(stats.resident_bytes / 2 ** 20)} MiB` : "unknown";
+  const namespaces = stats.namespaces.map(({ name, class: kind }) => `${name || "(none)"} (${kind})`);
+  $("namespaces").textContent = `Namespaces: ${namespaces.join(", ") || "none"}`;
   const isReady = stats.not_ready.length === 0;
   $("ready").textContent = isReady ? "ready" : `not ready: ${stats.not_ready.join(", ")}`;
   $("ready").dataset.state = isReady ? "ready" : "not-ready";

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The realtime gateway: chat and live updates for phones, over any number of nodes.
 ///
-/// Without a command it starts `wyd dev`.
+/// Without a command it starts `wyd dev`. Settings come from defaults, `--config`, then the
+/// environment; `wyd config --default` lists them all. Exit code 78: a setting is wrong; 69: a
+/// service cannot be used.
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -28,7 +30,7 @@ pub(crate) enum Command {
     /// Brings databases and Kafka topics to this version, then exits.
     Migrate,
     /// Checks the configuration and asks every dependency; lists all that is wrong.
-    Check,
+    Check(CheckArgs),
     /// Prints the effective configuration, secrets masked.
     Config(ConfigArgs),
     /// Makes a connection token, for trying out.
@@ -59,15 +61,61 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Args)]
 pub(crate) struct TokenArgs {
     /// The user (`sub`).
-    #[arg(long)]
-    pub(crate) user: String,
+    #[arg(long, required_unless_present = "anonymous")]
+    pub(crate) user: Option<String>,
+    /// A token without a user.
+    #[arg(long, conflicts_with = "user")]
+    pub(crate) anonymous: bool,
     /// How long the token is good: `90s`, `1h`, `7d`.
-    #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "1h", value_parser = lifetime)]
     pub(crate) ttl: std::time::Duration,
     /// Channels the server subscribes the user to.
     #[arg(long, value_delimiter = ',')]
     pub(crate) channels: Vec<String>,
     /// What others see of the user: one JSON value.
-    #[arg(long, value_name = "JSON")]
-    pub(crate) info: Option<String>,
+    #[arg(long, value_name = "JSON", value_parser = json)]
+    pub(crate) info: Option<serde_json::Value>,
+}
+
+/// What `wyd check` checks for.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The command that will run with this configuration.
+    #[arg(long, value_enum, default_value = "gateway")]
+    pub(crate) role: CheckRole,
+}
+
+/// Whose needs are checked.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum CheckRole {
+    Gateway,
+    Worker,
+    Migrate,
+}
+
+fn json(text: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))
+}
+
+/// Longest lifetime of a token: servers believe no longer one.
+const LIFETIME_MAX: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
+
+fn lifetime(text: &str) -> Result<std::time::Duration, String> {
+    let lifetime = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if lifetime > LIFETIME_MAX {
+        return Err("a token is good for 365 days at most".to_owned());
+    }
+    Ok(lifetime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+        assert!(Cli::try_parse_from(["wyd"]).unwrap().command.is_none());
+    }
 }

@@ -45,7 +45,7 @@ impl Failure {
 
 /// Runs a command to its end.
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
-    let environment: Environment = std::env::vars().collect();
+    let environment = environment();
     let source = Source {
         file: cli.config.as_deref(),
         environment: &environment,
@@ -64,17 +64,24 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Gateway => wait(command::gateway::run(source)),
         Command::Worker(args) => wait(command::worker::run(source, args)),
         Command::Migrate => wait(command::migrate::run(source)),
-        Command::Check => wait(command::check::run(source)),
+        Command::Check(args) => wait(command::check::run(source, &args)),
         Command::Config(args) => command::config::run(source, &args),
         Command::Token(args) => command::token::run(source, &args),
     }
 }
 
+/// Returns the environment; what is not text cannot be a setting, and is left out.
+fn environment() -> Environment {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
 /// Where the configuration comes from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Source<'a> {
-    file: Option<&'a Path>,
-    environment: &'a Environment,
+    pub(crate) file: Option<&'a Path>,
+    pub(crate) environment: &'a Environment,
 }
 
 impl Source<'_> {

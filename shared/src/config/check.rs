@@ -1,8 +1,10 @@
 //! What contradicts itself in a configuration, found once at the start.
+//!
+//! Every message names the key, says what is wrong, and how to set it right.
 
 use std::time::Duration;
 
-use super::{BrokerKind, Config, NamespaceOptions};
+use super::{BrokerKind, Config, NamespaceOptions, environment};
 
 /// Shortest HMAC secret (RFC 7518 §3.2: as long as the hash of HS256).
 const SECRET_BYTES_MIN: usize = 32;
@@ -33,52 +35,96 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// Checks a configuration for a role. Messages name the key and say what to set.
+/// Checks a configuration for a role.
 pub fn check(config: &Config, role: Role) -> Report {
     let mut report = Report::default();
     if matches!(role, Role::Gateway | Role::Dev) {
         check_auth(config, &mut report);
         check_client(config, &mut report);
+        check_limits(config, &mut report);
         check_broker(config, &mut report);
         check_namespaces(config, role, &mut report);
     }
+    if matches!(role, Role::Gateway | Role::Dev | Role::Worker) {
+        check_addresses(config, role, &mut report);
+    }
+    check_kafka(config, role, &mut report);
     check_stores(config, role, &mut report);
+    check_worker(config, &mut report);
+    report
+}
+
+/// Checks only what tokens are signed and verified with.
+pub fn check_token_key(config: &Config) -> Report {
+    let mut report = Report::default();
+    check_auth(config, &mut report);
     report
 }
 
 impl Report {
-    fn require(&mut self, is_right: bool, message: &str) {
+    /// Notes an error unless the condition holds; the message says which variable sets the key.
+    fn require(&mut self, is_right: bool, key: &str, problem: impl std::fmt::Display) {
         if !is_right {
-            self.errors.push(message.to_owned());
+            self.errors.push(message(key, &problem));
         }
     }
+
+    fn warn(&mut self, key: &str, problem: impl std::fmt::Display) {
+        self.warnings.push(message(key, &problem));
+    }
+
+    fn require_above_zero(&mut self, values: &[(&str, usize)]) {
+        for (key, value) in values {
+            self.require(*value > 0, key, "must be above 0");
+        }
+    }
+
+    fn require_some_time(&mut self, values: &[(&str, Duration)]) {
+        for (key, value) in values {
+            self.require(!value.is_zero(), key, "must be longer than 0s");
+        }
+    }
+}
+
+fn message(key: &str, problem: &dyn std::fmt::Display) -> String {
+    let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+    format!(
+        "{key}: {problem} (in the file, or {})",
+        environment::name_of(&path)
+    )
 }
 
 fn check_auth(config: &Config, report: &mut Report) {
     let auth = &config.auth;
     report.require(
         auth.leeway <= LEEWAY_MAX,
-        "auth.leeway: more than 60s would accept tokens that ended long ago; mend the clocks",
+        "auth.leeway",
+        "more than 60s would accept tokens that ended long ago; set at most 60s and mend the clocks",
     );
+    let key = "auth.hmac_secret";
     let Some(secret) = &auth.hmac_secret else {
         report.require(
             config.client.insecure,
-            "auth.hmac_secret: no token key is set; set JWT_SECRET (or JWT_SECRET_FILE) to at least 32 random bytes",
+            key,
+            "there is no token key; set JWT_SECRET (or JWT_SECRET_FILE) to at least 32 random bytes",
         );
         return;
     };
     if secret.expose().len() >= SECRET_BYTES_MIN {
         return;
     }
-    let message = "auth.hmac_secret: the secret has fewer than 32 bytes and can be guessed; set JWT_SECRET to at least 32 random bytes";
+    let weak = "the secret has fewer than 32 bytes and can be guessed; set JWT_SECRET to at least 32 random bytes";
     if auth.allow_weak_secret {
-        report.warnings.push(format!(
-            "{message} (accepted because auth.allow_weak_secret is true)"
-        ));
+        report.warn(
+            key,
+            format!("{weak}; accepted because of auth.allow_weak_secret"),
+        );
     } else {
-        report.errors.push(format!(
-            "{message}, or auth.allow_weak_secret = true for a test"
-        ));
+        report.require(
+            false,
+            key,
+            format!("{weak}, or auth.allow_weak_secret = true for a test"),
+        );
     }
 }
 
@@ -86,17 +132,24 @@ fn check_client(config: &Config, report: &mut Report) {
     let client = &config.client;
     report.require(
         client.ping_interval >= Duration::from_secs(1),
-        "client.ping_interval: must be at least 1s",
+        "client.ping_interval",
+        "clients are told whole seconds; set at least 1s",
     );
     report.require(
         client.pong_timeout < client.ping_interval,
-        "client.pong_timeout: must be shorter than client.ping_interval",
+        "client.pong_timeout",
+        "must be shorter than client.ping_interval",
     );
     report.require(
         !client.publish_timeout.is_zero() && client.publish_timeout < PUBLISH_TIMEOUT_MAX,
-        "client.publish_timeout: must be above 0s and below the SDKs' 5s",
+        "client.publish_timeout",
+        "must be above 0s and below 5s, when SDKs give up",
     );
-    for (name, value) in [
+    report.require_some_time(&[
+        ("client.pong_timeout", client.pong_timeout),
+        ("client.stale_close_delay", client.stale_close_delay),
+    ]);
+    report.require_above_zero(&[
         ("client.send_queue_bytes_max", client.send_queue_bytes_max),
         ("client.channel_limit", client.channel_limit),
         (
@@ -104,56 +157,118 @@ fn check_client(config: &Config, report: &mut Report) {
             client.commands_in_flight_max,
         ),
         (
-            "websocket.message_size_limit",
-            config.websocket.message_size_limit,
+            "client.history_max_publication_limit",
+            client.history_max_publication_limit,
         ),
-        ("websocket.fragments_max", config.websocket.fragments_max),
-        ("limits.handshakes_max", config.limits.handshakes_max),
         (
-            "limits.request_body_bytes_max",
-            config.limits.request_body_bytes_max,
+            "client.recovery_max_publication_limit",
+            client.recovery_max_publication_limit,
         ),
-    ] {
-        report.require(value > 0, &format!("{name}: must be above 0"));
+    ]);
+    report.require(
+        client.send_queue_bytes_max >= config.websocket.message_size_limit
+            || client.send_queue_bytes_max == 0,
+        "client.send_queue_bytes_max",
+        "must hold at least one message (websocket.message_size_limit), or every reader is too slow",
+    );
+    for origin in &client.allowed_origins {
+        let is_pattern = origin == "*" || origin.contains("://");
+        report.require(
+            is_pattern && !origin.ends_with('/'),
+            "client.allowed_origins",
+            format!(
+                "{origin:?} is no origin; write scheme and host, such as \"https://chat.example.com\""
+            ),
+        );
     }
     if client.insecure {
-        report
-            .warnings
-            .push("client.insecure: everybody may do everything; never in production".to_owned());
+        report.warn(
+            "client.insecure",
+            "everybody may do everything; never in production",
+        );
     }
+}
+
+fn check_limits(config: &Config, report: &mut Report) {
+    let (websocket, limits) = (&config.websocket, &config.limits);
+    report.require_above_zero(&[
+        ("websocket.message_size_limit", websocket.message_size_limit),
+        ("websocket.fragments_max", websocket.fragments_max),
+        ("limits.handshakes_max", limits.handshakes_max),
+        (
+            "limits.request_body_bytes_max",
+            limits.request_body_bytes_max,
+        ),
+    ]);
+    report.require_some_time(&[
+        ("websocket.message_timeout", websocket.message_timeout),
+        ("websocket.write_timeout", websocket.write_timeout),
+        ("limits.header_timeout", limits.header_timeout),
+        ("drain.finish_timeout", config.drain.finish_timeout),
+    ]);
+    for (name, key) in &config.api.keys {
+        report.require(
+            !key.expose().is_empty(),
+            &format!("api.keys.{name}"),
+            "an empty key would let everybody in; set a random one, or remove it",
+        );
+    }
+}
+
+fn check_addresses(config: &Config, role: Role, report: &mut Report) {
+    let (public, internal) = (config.listen, config.internal_listen);
+    let is_one_host = public.ip() == internal.ip()
+        || public.ip().is_unspecified()
+        || internal.ip().is_unspecified();
+    let is_one_port = public.port() == internal.port() && public.port() != 0;
     report.require(
-        config.listen != config.internal_listen || config.listen.port() == 0,
-        "internal_listen: must not be the public address (`listen`); set WYD__INTERNAL_LISTEN",
+        role == Role::Worker || !(is_one_host && is_one_port),
+        "internal_listen",
+        "must not be the public address (`listen`), which everybody reaches",
     );
 }
 
 fn check_broker(config: &Config, report: &mut Report) {
     let broker = &config.broker;
-    report.require(broker.partitions > 0, "broker.partitions: must be above 0");
+    report.require(
+        broker.partitions > 0,
+        "broker.partitions",
+        "must be above 0",
+    );
+    report.require_some_time(&[
+        ("broker.command_timeout", broker.command_timeout),
+        ("broker.outbox_sweep_age", broker.outbox_sweep_age),
+    ]);
+    report.require(
+        broker.outbox_entries_max > 0,
+        "broker.outbox_entries_max",
+        "must be above 0",
+    );
+    report.require(
+        broker.command_timeout < config.client.publish_timeout,
+        "broker.command_timeout",
+        "must be shorter than client.publish_timeout, or no publish can be tried again",
+    );
     report.require(
         broker.kind != Some(BrokerKind::Redis) || broker.redis_url.is_some(),
-        "broker.kind: \"redis\" needs an address; set REDIS_URL",
+        "broker.redis_url",
+        "broker.kind is \"redis\", but there is no address; set REDIS_URL",
     );
     if let Some(url) = &broker.redis_url {
-        let is_known = ["redis://", "rediss://"]
-            .iter()
-            .any(|scheme| url.expose().starts_with(scheme));
-        report.require(
-            is_known,
-            "broker.redis_url: the address must begin with redis:// or rediss:// (set REDIS_URL)",
+        require_scheme(
+            report,
+            "broker.redis_url",
+            url.expose(),
+            &["redis", "rediss"],
         );
     }
 }
 
 fn check_namespaces(config: &Config, role: Role, report: &mut Report) {
-    let named = config
-        .namespaces
-        .iter()
-        .map(|(name, options)| (format!("namespaces.{name}"), options));
-    let without = config
-        .without_namespace
-        .iter()
-        .map(|o| ("without_namespace".to_owned(), o));
+    let named = config.namespaces.iter();
+    let named = named.map(|(name, options)| (format!("namespaces.{name}"), options));
+    let without = config.without_namespace.iter();
+    let without = without.map(|options| ("without_namespace".to_owned(), options));
     let has_job_log = role == Role::Dev || !config.kafka.brokers.is_empty();
     for (path, options) in named.chain(without) {
         check_namespace(&path, options, has_job_log, report);
@@ -165,77 +280,218 @@ fn check_namespaces(config: &Config, role: Role, report: &mut Report) {
                 .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
         report.require(
             is_plain,
-            &format!(
-                "namespaces.{name}: a namespace is named by letters, digits, '-', '_' and '.'"
-            ),
+            &format!("namespaces.{name}"),
+            "a namespace is named by letters, digits, '-', '_' and '.'; rename it",
         );
     }
 }
 
 fn check_namespace(path: &str, options: &NamespaceOptions, has_job_log: bool, report: &mut Report) {
+    let key = |name: &str| format!("{path}.{name}");
+    let missing = match options.history_size {
+        0 => "history_size",
+        _ => "history_ttl",
+    };
     report.require(
         (options.history_size == 0) == options.history_ttl.is_zero(),
-        &format!("{path}: history needs both history_size and history_ttl (or neither)"),
+        &key(missing),
+        "history needs both history_size and history_ttl, or neither; set this one, too",
     );
     report.require(
         options.history_meta_ttl > options.history_ttl,
-        &format!("{path}.history_meta_ttl: must be longer than history_ttl"),
+        &key("history_meta_ttl"),
+        "must be longer than history_ttl: a position must outlive what it points into",
     );
-    report.require(
-        !options.durable || options.has_history(),
-        &format!("{path}.durable: durable channels need history; set history_size and history_ttl"),
-    );
+    let needs = "needs history; set history_size and history_ttl";
+    for (name, is_wanted) in [
+        ("durable", options.durable),
+        ("force_recovery", options.force_recovery),
+        ("force_positioning", options.force_positioning),
+    ] {
+        report.require(!is_wanted || options.has_history(), &key(name), needs);
+    }
     report.require(
         !options.durable || has_job_log,
-        &format!("{path}.durable: durable channels need Kafka; set KAFKA_BROKERS"),
+        &key("durable"),
+        "durable channels need Kafka; set KAFKA_BROKERS",
     );
-    let wants_position = options.force_recovery || options.force_positioning;
     report.require(
-        !wants_position || options.has_history(),
-        &format!("{path}: recovery and positioning need history; set history_size and history_ttl"),
+        !options.force_push_join_leave || options.join_leave,
+        &key("force_push_join_leave"),
+        "there is nothing to push; set join_leave = true",
+    );
+}
+
+fn check_kafka(config: &Config, role: Role, report: &mut Report) {
+    let kafka = &config.kafka;
+    for broker in kafka
+        .brokers
+        .split(',')
+        .filter(|_| !kafka.brokers.is_empty())
+    {
+        let port = broker.trim().rsplit_once(':');
+        let is_address =
+            port.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+        report.require(
+            is_address,
+            "kafka.brokers",
+            format!(
+                "{:?} is no address; write host:port, separated by commas",
+                broker.trim()
+            ),
+        );
+    }
+    report.require(
+        role != Role::Worker || !kafka.brokers.is_empty(),
+        "kafka.brokers",
+        "a worker takes its jobs from Kafka; set KAFKA_BROKERS",
+    );
+    report.require(kafka.partitions > 0, "kafka.partitions", "must be above 0");
+    report.require(
+        kafka.replication > 0,
+        "kafka.replication",
+        "must be above 0",
+    );
+    report.require(
+        (1..=kafka.replication).contains(&kafka.min_insync_replicas),
+        "kafka.min_insync_replicas",
+        "must be from 1 to kafka.replication",
+    );
+    report.require(
+        !kafka.append_timeout.is_zero() && kafka.append_timeout < config.client.publish_timeout,
+        "kafka.append_timeout",
+        "must be above 0s and below client.publish_timeout, which it is a part of",
     );
 }
 
 fn check_stores(config: &Config, role: Role, report: &mut Report) {
-    if let Some(url) = &config.database.url {
-        let schemes = ["postgres://", "postgresql://", "sqlite://", "sqlite:"];
-        report.require(
-            schemes
-                .iter()
-                .any(|scheme| url.expose().starts_with(scheme)),
-            "database.url: the address must begin with postgres:// or sqlite:// (set DATABASE_URL)",
-        );
+    let (database, mongo) = (&config.database, &config.mongo);
+    if let Some(url) = &database.url {
+        let schemes = ["postgres", "postgresql", "sqlite"];
+        require_scheme(report, "database.url", url.expose(), &schemes);
     }
-    if let Some(url) = &config.mongo.url {
-        let schemes = ["mongodb://", "mongodb+srv://"];
-        report.require(
-            schemes
-                .iter()
-                .any(|scheme| url.expose().starts_with(scheme)),
-            "mongo.url: the address must begin with mongodb:// (set MONGO_URL)",
-        );
-    }
-    if role == Role::Worker {
-        let has_archive = config.database.url.is_some() || config.mongo.url.is_some();
-        report.require(
-            has_archive,
-            "database.url: the persist worker needs an archive; set DATABASE_URL (or MONGO_URL)",
-        );
-        report.require(
-            !config.kafka.brokers.is_empty(),
-            "kafka.brokers: the worker takes its jobs from Kafka; set KAFKA_BROKERS",
+    if let Some(url) = &mongo.url {
+        require_scheme(
+            report,
+            "mongo.url",
+            url.expose(),
+            &["mongodb", "mongodb+srv"],
         );
     }
     report.require(
-        config.kafka.partitions > 0,
-        "kafka.partitions: must be above 0",
+        database.connections_max > 0,
+        "database.connections_max",
+        "must be above 0",
+    );
+    let has_archive = database.url.is_some() || mongo.url.is_some();
+    report.require(
+        role != Role::Worker || has_archive,
+        "database.url",
+        "the persist worker needs an archive; set DATABASE_URL (or MONGO_URL)",
     );
     report.require(
-        config.kafka.min_insync_replicas <= config.kafka.replication,
-        "kafka.min_insync_replicas: must not be above kafka.replication",
+        role != Role::Migrate || has_archive || !config.kafka.brokers.is_empty(),
+        "database.url",
+        "there is nothing to migrate; set DATABASE_URL, MONGO_URL or KAFKA_BROKERS",
     );
+}
+
+fn check_worker(config: &Config, report: &mut Report) {
+    let worker = &config.worker;
+    report.require_above_zero(&[("worker.batch_jobs_max", worker.batch_jobs_max)]);
+    report.require_some_time(&[("worker.store_timeout", worker.store_timeout)]);
+}
+
+/// The address itself is not shown: it may hold a password.
+fn require_scheme(report: &mut Report, key: &str, url: &str, schemes: &[&str]) {
+    let scheme = url.split_once(':').map(|(scheme, _)| scheme);
+    let wanted: Vec<String> = schemes
+        .iter()
+        .map(|scheme| format!("{scheme}://"))
+        .collect();
     report.require(
-        config.worker.batch_jobs_max > 0,
-        "worker.batch_jobs_max: must be above 0",
+        scheme.is_some_and(|scheme| schemes.contains(&scheme)),
+        key,
+        format!("the address must begin with {}", wanted.join(" or ")),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Config {
+        let mut config = Config::default();
+        config.auth.hmac_secret = Some("x".repeat(SECRET_BYTES_MIN).into());
+        config.database.url = Some("postgres://u:hidden@localhost/wyd".into());
+        config.kafka.brokers = "localhost:9092".to_owned();
+        config
+    }
+
+    fn errors(role: Role, change: impl FnOnce(&mut Config)) -> String {
+        let mut config = good();
+        change(&mut config);
+        check(&config, role).errors.join("\n")
+    }
+
+    #[test]
+    fn a_good_configuration_has_no_fault() {
+        for role in [Role::Gateway, Role::Worker, Role::Migrate, Role::Dev] {
+            assert_eq!(check(&good(), role), Report::default(), "{role:?}");
+        }
+    }
+
+    #[test]
+    fn roles_need_different_things() {
+        let without = |config: &mut Config| {
+            config.database.url = None;
+            config.kafka.brokers.clear();
+        };
+        assert_eq!(errors(Role::Gateway, without), "");
+        assert!(errors(Role::Worker, without).contains("set KAFKA_BROKERS"));
+        assert!(errors(Role::Worker, without).contains("set DATABASE_URL"));
+        assert!(errors(Role::Migrate, without).contains("nothing to migrate"));
+        let no_secret = |config: &mut Config| config.auth.hmac_secret = None;
+        assert!(errors(Role::Gateway, no_secret).contains("set JWT_SECRET"));
+        assert_eq!(errors(Role::Worker, no_secret), "");
+    }
+
+    #[test]
+    fn messages_say_how_to_set_the_key() {
+        let text = errors(Role::Gateway, |config| {
+            config.client.pong_timeout = config.client.ping_interval;
+        });
+        assert_eq!(
+            text,
+            "client.pong_timeout: must be shorter than client.ping_interval \
+             (in the file, or WYD__CLIENT__PONG_TIMEOUT)"
+        );
+    }
+
+    #[test]
+    fn a_weak_secret_is_refused_or_warned_about() {
+        let weak = |config: &mut Config| config.auth.hmac_secret = Some("hidden".into());
+        let text = errors(Role::Gateway, weak);
+        assert!(
+            text.contains("fewer than 32 bytes") && !text.contains("hidden"),
+            "{text}"
+        );
+        let mut config = good();
+        weak(&mut config);
+        config.auth.allow_weak_secret = true;
+        let report = check(&config, Role::Gateway);
+        assert!(report.errors.is_empty());
+        assert_eq!(report.warnings.len(), 1);
+    }
+
+    #[test]
+    fn addresses_with_passwords_are_not_shown() {
+        let text = errors(Role::Gateway, |config| {
+            config.broker.redis_url = Some("http://u:hidden@h".into());
+            config.database.url = Some("mysql://u:hidden@h".into());
+            config.mongo.url = Some("u:hidden@h".into());
+        });
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(!text.contains("hidden"), "{text}");
+    }
 }

@@ -25,19 +25,24 @@ struct Section {
 pub fn default_file() -> String {
     let mut out = String::from("# Every setting of wyd with its default.\n");
     for section in sections() {
+        // An example is no default: it is there to be copied.
+        let mark = match section.path.contains(EXAMPLE_NAMESPACE) {
+            true => "# ",
+            false => "",
+        };
         out.push('\n');
         for line in wrapped(&section.text) {
             out.push_str(&format!("# {line}\n"));
         }
         if !section.path.is_empty() {
-            out.push_str(&format!("[{}]\n", section.path));
+            out.push_str(&format!("{mark}[{}]\n", section.path));
         }
         for entry in section.entries {
             for line in wrapped(&entry.text) {
                 out.push_str(&format!("# {line}\n"));
             }
             match toml_value(&entry.default) {
-                Some(value) => out.push_str(&format!("{} = {value}\n", entry.key)),
+                Some(value) => out.push_str(&format!("{mark}{} = {value}\n", entry.key)),
                 None => out.push_str(&format!("# {} is not set\n", entry.key)),
             }
         }
@@ -52,10 +57,13 @@ pub fn reference_page() -> String {
          Made from the comments in `shared/src/config`; do not edit. The test of the page tells how to \
          make it anew.\n\n\
          Later wins: defaults, `--config FILE` (TOML, or YAML by its ending), environment. \
-         `WYD__SECTION__KEY` sets any key; the names below set the usual ones, and each of them \
-         may come as a file by `NAME_FILE`:\n\n\
+         `WYD__SECTION__KEY` sets any key (`WYD__NAMESPACES__CHAT__DURABLE=true`; lists are \
+         separated by commas), the names below the usual ones:\n\n\
          `JWT_SECRET` · `DATABASE_URL` · `MONGO_URL` · `REDIS_URL` · `KAFKA_BROKERS` · \
-         `WYD_API_KEY` · `RUST_LOG`\n",
+         `WYD_API_KEY` · `RUST_LOG`\n\n\
+         A secret may be the content of a file: `JWT_SECRET_FILE=/path`, and so for each of these \
+         names and for `WYD__` names of secrets. An unknown key or a value of the wrong kind \
+         stops the process before it begins (exit code 78), all of them listed.\n",
     );
     for section in sections() {
         let title = if section.path.is_empty() {

@@ -1,39 +1,29 @@
 //! Merges defaults, file and environment into one [`Config`]; later wins.
 //!
 //! Every problem is collected, so that a person mends all of them at once. A message names the
-//! key as it must be written, says what is wrong and what to do. Secret values are never part of
-//! a message.
+//! key and where it was set, says what is wrong and what to do. Secret values are never part of
+//! a message. `file` and `environment` read the sources, `tree` knows what may be set.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::Path as FilePath;
 
 use serde_json::{Map, Value};
+use serde_path_to_error::Segment;
 
-use super::{Config, NamespaceOptions};
+use super::tree::{self, Path};
+use super::{Config, environment, file};
 
-/// Begins the environment names that follow the file's structure.
-const PREFIX: &str = "WYD__";
-const SEPARATOR: &str = "__";
-/// Reads a secret from the file it names: `JWT_SECRET_FILE` for `JWT_SECRET`.
-const FILE_SUFFIX: &str = "_FILE";
+pub use super::environment::Environment;
 
-/// Well-known names, each with the key it sets.
-const WELL_KNOWN: [(&str, &[&str]); 6] = [
-    ("JWT_SECRET", &["auth", "hmac_secret"]),
-    ("DATABASE_URL", &["database", "url"]),
-    ("MONGO_URL", &["mongo", "url"]),
-    ("REDIS_URL", &["broker", "redis_url"]),
-    ("KAFKA_BROKERS", &["kafka", "brokers"]),
-    ("WYD_API_KEY", &["api", "keys", "default"]),
-];
+/// Most values that are tried; more mistakes than that are told after the first ones are mended.
+const ATTEMPTS_MAX: usize = 200;
+/// Longest part of a wrong value that a message repeats, in characters.
+const SHOWN_CHARS_MAX: usize = 60;
 
 /// Everything that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigErrors(pub Vec<String>);
-
-/// The environment, given as a value: nothing else in the project reads it.
-pub type Environment = BTreeMap<String, String>;
 
 /// Loads a configuration over `defaults`.
 ///
@@ -41,254 +31,214 @@ pub type Environment = BTreeMap<String, String>;
 /// All that is wrong, a line each.
 pub fn load(
     defaults: &Config,
-    file: Option<&Path>,
+    file: Option<&FilePath>,
     environment: &Environment,
 ) -> Result<Config, ConfigErrors> {
-    let mut errors = Vec::new();
-    let mut tree = file.map_or_else(Map::new, |path| read_file(path, &mut errors));
-    overlay_environment(&mut tree, environment, &mut errors);
-    check_keys(&Value::Object(tree.clone()), &known_keys(), "", &mut errors);
-    if !errors.is_empty() {
-        return Err(ConfigErrors(errors));
+    let shape = tree::shape();
+    let defaults = tree::of_defaults(defaults);
+    let mut loading = Loading::default();
+    if let Some(path) = file {
+        loading.file = Some(path.display().to_string());
+        match file::read(path) {
+            Ok(tree) => loading.tree = tree,
+            Err(problem) => loading.problems.push(problem),
+        }
     }
-    let mut merged = defaults_tree(defaults);
-    let given = secrets_of(defaults, tree);
-    merge(&mut merged, Value::Object(given));
-    let deserialized: Result<Config, _> = serde_path_to_error::deserialize(merged);
-    deserialized.map_err(|error| {
-        let path = error.path().to_string();
-        ConfigErrors(vec![format!(
-            "{path}: {}",
-            without_place(&error.into_inner().to_string())
-        )])
-    })
+    let present = [&loading.tree, &defaults];
+    let settings = environment::settings(environment, &shape, present, &mut loading.problems);
+    for setting in settings {
+        loading.names.insert(setting.path.clone(), setting.name);
+        tree::set(&mut loading.tree, &setting.path, setting.value);
+    }
+    let mut given = std::mem::take(&mut loading.tree);
+    loading.check_shape(&mut given, &shape, &mut Path::new());
+    let config = loading.deserialize(given, &defaults);
+    match config {
+        Some(config) if loading.problems.is_empty() => Ok(config),
+        _ => Err(ConfigErrors(loading.problems)),
+    }
 }
 
-fn read_file(path: &Path, errors: &mut Vec<String>) -> Map<String, Value> {
-    let shown = path.display();
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) => {
-            errors.push(format!("cannot read configuration file {shown}: {error}"));
-            return Map::new();
-        }
-    };
-    let is_yaml = path
-        .extension()
-        .is_some_and(|end| end == "yaml" || end == "yml");
-    let parsed: Result<Value, String> = if is_yaml {
-        serde_saphyr::from_str(&text).map_err(|error| error.to_string())
-    } else {
-        toml::from_str(&text).map_err(|error| error.to_string())
-    };
-    match parsed {
-        Ok(Value::Object(tree)) => tree,
-        Ok(Value::Null) => Map::new(),
-        Ok(_) => {
-            errors.push(format!(
-                "configuration file {shown} does not hold keys and values"
-            ));
-            Map::new()
-        }
-        Err(error) => {
-            errors.push(format!(
-                "configuration file {shown} cannot be parsed: {}",
-                one_line(&error)
-            ));
-            Map::new()
+/// What is known while the sources are put together.
+struct Loading {
+    /// What file and environment set.
+    tree: Value,
+    file: Option<String>,
+    /// The variable that set a key.
+    names: BTreeMap<Path, String>,
+    problems: Vec<String>,
+}
+
+impl Default for Loading {
+    fn default() -> Self {
+        Self {
+            tree: Value::Object(Map::new()),
+            file: None,
+            names: BTreeMap::new(),
+            problems: Vec::new(),
         }
     }
 }
 
-fn overlay_environment(
-    tree: &mut Map<String, Value>,
-    environment: &Environment,
-    errors: &mut Vec<String>,
-) {
-    if environment.contains_key("FCM_SERVER_KEY") {
-        errors.push(
-            "FCM_SERVER_KEY: Google shut the legacy FCM API down in 2024; \
-             set FCM_CREDENTIALS to a service account's JSON (or its path) instead"
-                .to_owned(),
-        );
+impl Loading {
+    /// Finds unknown keys and values of the wrong kind, and takes them out.
+    fn check_shape(&mut self, given: &mut Value, shape: &Value, path: &mut Path) {
+        let Value::Object(map) = given else { return };
+        map.retain(|key, value| {
+            path.push(key.clone());
+            let is_kept = match tree::example(shape, key) {
+                Some(example) => self.check_value(value, example, path),
+                None => {
+                    let nearest = nearest(shape, path);
+                    self.report(path, &format!("unknown key{nearest}"));
+                    false
+                }
+            };
+            path.pop();
+            is_kept
+        });
     }
-    for (name, path) in WELL_KNOWN {
-        match well_known(name, environment) {
-            Some(Ok(value)) => set(tree, path.iter().copied(), Value::String(value)),
-            Some(Err(error)) => errors.push(error),
-            None => {}
-        }
-    }
-    if let Some(filter) = environment
-        .get("RUST_LOG")
-        .filter(|filter| !filter.is_empty())
-    {
-        set(
-            tree,
-            ["telemetry", "log_filter"],
-            Value::String(filter.clone()),
-        );
-    }
-    let structured = environment
-        .iter()
-        .filter_map(|(name, value)| name.strip_prefix(PREFIX).map(|path| (path, value)));
-    for (path, value) in structured {
-        let path = path.to_ascii_lowercase();
-        set(tree, path.split(SEPARATOR), scalar(value));
-    }
-}
 
-/// Finds a well-known value, or the file that holds it; an empty one counts as not set.
-fn well_known(name: &str, environment: &Environment) -> Option<Result<String, String>> {
-    if let Some(value) = environment.get(name).filter(|value| !value.is_empty()) {
-        return Some(Ok(value.clone()));
-    }
-    let file_name = format!("{name}{FILE_SUFFIX}");
-    let path = environment
-        .get(&file_name)
-        .filter(|path| !path.is_empty())?;
-    let text = std::fs::read_to_string(path);
-    Some(match text {
-        Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-        Err(error) => Err(format!("{file_name}: cannot read {path}: {error}")),
-    })
-}
-
-/// Reads an environment value as the type it looks like; lists are separated by commas in `[…]`.
-fn scalar(text: &str) -> Value {
-    match serde_json::from_str::<Value>(text) {
-        Ok(value @ (Value::Bool(_) | Value::Number(_) | Value::Array(_))) => value,
-        _ => Value::String(text.to_owned()),
-    }
-}
-
-fn set<'a>(tree: &mut Map<String, Value>, path: impl IntoIterator<Item = &'a str>, value: Value) {
-    let mut path = path.into_iter().peekable();
-    let mut place = tree;
-    while let Some(key) = path.next() {
-        if path.peek().is_none() {
-            place.insert(key.to_owned(), value);
-            return;
-        }
-        let next = place
-            .entry(key)
-            .or_insert_with(|| Value::Object(Map::new()));
-        if !next.is_object() {
-            *next = Value::Object(Map::new());
-        }
-        let Value::Object(inner) = next else {
-            return;
+    fn check_value(&mut self, value: &mut Value, example: &Value, path: &mut Path) -> bool {
+        let expected = match (example, &*value) {
+            // An empty key of YAML: as if it were not there.
+            (_, Value::Null) => return false,
+            (Value::Object(_), Value::Object(_)) => {
+                self.check_shape(value, example, path);
+                return true;
+            }
+            (Value::Bool(_), Value::Bool(_))
+            | (Value::Number(_), Value::Number(_))
+            | (Value::String(_) | Value::Null, Value::String(_))
+            | (Value::Array(_), Value::Array(_)) => return true,
+            (Value::Object(_), _) => "a section with keys",
+            (Value::Bool(_), _) => "true or false",
+            (Value::Number(_), _) => "a whole number",
+            (Value::String(text), _) if text.parse::<std::net::SocketAddr>().is_ok() => {
+                "an address such as \"0.0.0.0:8000\""
+            }
+            (Value::String(_) | Value::Null, _) => "a text in quotes",
+            (Value::Array(_), _) => "a list of texts",
         };
-        place = inner;
+        let given = shown(value, path);
+        self.report(path, &format!("expected {expected}, not {given}"));
+        false
     }
-}
 
-/// What may be set: the default configuration, with `*` standing for any name of a map.
-fn known_keys() -> Value {
-    let mut known = serde_json::to_value(Config::default()).unwrap_or_default();
-    let options = serde_json::to_value(NamespaceOptions::default()).unwrap_or_default();
-    if let Value::Object(known) = &mut known {
-        known.insert(
-            "namespaces".to_owned(),
-            serde_json::json!({ "*": options.clone() }),
-        );
-        known.insert("without_namespace".to_owned(), options);
-        known.insert(
-            "api".to_owned(),
-            serde_json::json!({ "keys": { "*": null } }),
-        );
-    }
-    known
-}
-
-fn check_keys(given: &Value, known: &Value, path: &str, errors: &mut Vec<String>) {
-    let (Value::Object(given), Value::Object(known)) = (given, known) else {
-        return;
-    };
-    for (key, value) in given {
-        let full = if path.is_empty() {
-            key.clone()
-        } else {
-            format!("{path}.{key}")
-        };
-        match known.get(key).or_else(|| known.get("*")) {
-            Some(known) => check_keys(value, known, &full, errors),
-            None => errors.push(unknown_key(&full, key, path, known)),
-        }
-    }
-}
-
-fn unknown_key(full: &str, key: &str, path: &str, known: &Map<String, Value>) -> String {
-    let nearest = known
-        .keys()
-        .map(|candidate| (strsim::damerau_levenshtein(key, candidate), candidate))
-        .min();
-    let hint = match nearest {
-        Some((_, name)) if path.is_empty() => format!("; the nearest known key is `{name}`"),
-        Some((_, name)) => format!("; the nearest known key is `{path}.{name}`"),
-        None => String::new(),
-    };
-    format!("{full}: unknown key{hint}")
-}
-
-fn defaults_tree(defaults: &Config) -> Value {
-    serde_json::to_value(defaults).unwrap_or_default()
-}
-
-/// Puts the defaults' secrets, which serialise masked, under the given values.
-fn secrets_of(defaults: &Config, given: Map<String, Value>) -> Map<String, Value> {
-    let mut tree = Map::new();
-    let secrets = [
-        (&["auth", "hmac_secret"], &defaults.auth.hmac_secret),
-        (&["broker", "redis_url"], &defaults.broker.redis_url),
-        (&["database", "url"], &defaults.database.url),
-        (&["mongo", "url"], &defaults.mongo.url),
-    ];
-    for (path, secret) in secrets {
-        if let Some(secret) = secret {
-            set(
-                &mut tree,
-                path.iter().copied(),
-                Value::String(secret.expose().to_owned()),
-            );
-        }
-    }
-    for (name, key) in &defaults.api.keys {
-        set(
-            &mut tree,
-            ["api", "keys", name],
-            Value::String(key.expose().to_owned()),
-        );
-    }
-    let mut tree = Value::Object(tree);
-    merge(&mut tree, Value::Object(given));
-    match tree {
-        Value::Object(tree) => tree,
-        _ => Map::new(),
-    }
-}
-
-fn merge(base: &mut Value, over: Value) {
-    match (base, over) {
-        (Value::Object(base), Value::Object(over)) => {
-            for (key, value) in over {
-                merge(base.entry(key).or_insert(Value::Null), value);
+    /// Makes the configuration; what cannot be read is reported and left out, so that the next
+    /// mistake is found as well.
+    fn deserialize(&mut self, mut given: Value, defaults: &Value) -> Option<Config> {
+        for _ in 0..ATTEMPTS_MAX {
+            let mut merged = defaults.clone();
+            tree::merge(&mut merged, given.clone());
+            let error = match serde_path_to_error::deserialize::<_, Config>(&merged) {
+                Ok(config) => return Some(config),
+                Err(error) => error,
+            };
+            let path = keys(error.path());
+            let message = if tree::is_secret(&path) {
+                "this value cannot be read".to_owned()
+            } else {
+                plain_words(&error.inner().to_string())
+            };
+            self.report(&path, &message);
+            if !tree::remove(&mut given, &path) {
+                return None;
             }
         }
-        (base, over) => *base = over,
+        None
+    }
+
+    /// Notes a problem with the key and where it was set.
+    fn report(&mut self, path: &[String], problem: &str) {
+        let key = path.join(".");
+        // A variable that set something below the key named the key, too.
+        let mut names = self.names.range(path.to_vec()..);
+        let name = names.next().filter(|(set, _)| set.starts_with(path));
+        let source = match (name, &self.file) {
+            (Some((_, name)), _) => format!(" ({name})"),
+            (None, Some(file)) => format!(" (in {file})"),
+            (None, None) => String::new(),
+        };
+        self.problems.push(format!("{key}{source}: {problem}"));
     }
 }
 
-fn one_line(text: &str) -> String {
-    text.split('\n')
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ")
+fn keys(path: &serde_path_to_error::Path) -> Path {
+    path.iter()
+        .map_while(|segment| match segment {
+            Segment::Map { key } => Some(key.clone()),
+            _ => None,
+        })
+        .collect()
 }
 
-fn without_place(text: &str) -> &str {
-    text.split(" at line ").next().unwrap_or(text)
+fn nearest(shape: &Value, path: &[String]) -> String {
+    let (Some(key), Value::Object(known)) = (path.last(), shape) else {
+        return String::new();
+    };
+    let nearest = known
+        .keys()
+        .map(|known| (strsim::damerau_levenshtein(key, known), known))
+        .min();
+    let Some((_, name)) = nearest else {
+        return String::new();
+    };
+    let mut path = path.to_vec();
+    path.pop();
+    path.push(name.clone());
+    let variable = environment::name_of(&path);
+    format!(
+        "; the nearest known key is `{}` ({variable})",
+        path.join(".")
+    )
+}
+
+/// Says what was given, but for secrets only of what kind it is.
+fn shown(value: &Value, path: &[String]) -> String {
+    let kind = match value {
+        Value::Null => "nothing",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a section with keys",
+    };
+    if tree::is_secret(path) || value.is_object() {
+        return kind.to_owned();
+    }
+    let text = value.to_string();
+    if text.chars().count() <= SHOWN_CHARS_MAX {
+        return text;
+    }
+    text.chars().take(SHOWN_CHARS_MAX).chain(['…']).collect()
+}
+
+/// Says in plain words what the deserializer says in Rust's.
+fn plain_words(message: &str) -> String {
+    const WORDS: [(&str, &str); 10] = [
+        ("expected usize", "expected a whole number from 0"),
+        ("expected u16", "expected a whole number from 0 to 65535"),
+        (
+            "expected u32",
+            "expected a whole number from 0 to 4294967295",
+        ),
+        ("expected u64", "expected a whole number from 0"),
+        ("expected i32", "expected a whole number"),
+        ("expected a string", "expected a text in quotes"),
+        ("invalid type: ", ""),
+        ("invalid value: ", ""),
+        ("unknown variant", "unknown value"),
+        (
+            "invalid socket address syntax",
+            "not an address such as \"0.0.0.0:8000\" (an IP address and a port)",
+        ),
+    ];
+    WORDS
+        .iter()
+        .fold(message.to_owned(), |text, (rust, plain)| {
+            text.replace(rust, plain)
+        })
 }
 
 #[cfg(test)]
@@ -307,24 +257,72 @@ mod tests {
         load(&Config::default(), None, &environment(pairs)).map_err(|errors| errors.to_string())
     }
 
+    fn load_both(file: &str, pairs: &[(&str, &str)]) -> Result<Config, String> {
+        let path = std::env::temp_dir().join(format!("wyd-{}.toml", uuid::Uuid::new_v4()));
+        std::fs::write(&path, file).unwrap();
+        let loaded = load(&Config::default(), Some(&path), &environment(pairs));
+        std::fs::remove_file(&path).unwrap();
+        loaded.map_err(|errors| errors.to_string())
+    }
+
     #[test]
-    fn environment_wins_over_defaults() {
-        let config = load_env(&[
-            ("WYD__LISTEN", "127.0.0.1:9000"),
-            ("WYD__CLIENT__PING_INTERVAL", "30s"),
-            ("WYD__CLIENT__INSECURE", "true"),
-            ("WYD__NAMESPACES__CHAT__HISTORY_SIZE", "10"),
-            ("JWT_SECRET", "secret"),
-            ("WYD_API_KEY", "key"),
-            ("PATH", "ignored"),
-        ])
+    fn environment_wins_over_file_and_file_over_defaults() {
+        let file =
+            "listen = \"127.0.0.1:1\"\n[client]\nchannel_limit = 5\nping_interval = \"40s\"\n";
+        let config = load_both(
+            file,
+            &[
+                ("WYD__LISTEN", "127.0.0.1:9000"),
+                ("WYD__CLIENT__PING_INTERVAL", "30s"),
+                ("WYD__CLIENT__INSECURE", "true"),
+                (
+                    "WYD__CLIENT__ALLOWED_ORIGINS",
+                    "https://a.test, https://b.test",
+                ),
+                ("WYD__AUTH__AUDIENCE", "12"),
+                ("JWT_SECRET", "secret"),
+                ("WYD_API_KEY", "7"),
+                ("WYD__API__KEYS__MOBILE", "8"),
+                ("PATH", "ignored"),
+                ("WYD__BROKER__KIND", ""),
+            ],
+        )
         .unwrap();
         assert_eq!(config.listen.port(), 9000);
         assert_eq!(config.client.ping_interval, Duration::from_secs(30));
+        assert_eq!(config.client.channel_limit, 5);
+        assert_eq!(config.client.pong_timeout, Duration::from_secs(8));
         assert!(config.client.insecure);
-        assert_eq!(config.namespaces["chat"].history_size, 10);
+        assert_eq!(
+            config.client.allowed_origins,
+            ["https://a.test", "https://b.test"]
+        );
+        assert_eq!(config.auth.audience, "12", "text stays text");
         assert_eq!(config.auth.hmac_secret.unwrap().expose(), "secret");
-        assert_eq!(config.api.keys["default"].expose(), "key");
+        assert_eq!(config.api.keys["default"].expose(), "7");
+        assert_eq!(config.api.keys["mobile"].expose(), "8");
+    }
+
+    #[test]
+    fn namespaces_are_found_whatever_their_case() {
+        let config = load_both(
+            "[namespaces.Chat]\nhistory_size = 1\n",
+            &[
+                ("WYD__NAMESPACES__CHAT__DURABLE", "true"),
+                ("WYD__NAMESPACES__NEW__PRESENCE", "true"),
+                ("WYD__WITHOUT_NAMESPACE__PRESENCE", "true"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(
+            config.namespaces.keys().collect::<Vec<_>>(),
+            ["Chat", "new"]
+        );
+        assert!(config.namespaces["Chat"].durable);
+        assert_eq!(config.namespaces["Chat"].history_size, 1);
+        assert!(config.without_namespace.unwrap().presence);
+        let whole = [("WYD__NAMESPACES", r#"{"chat":{"durable":true}}"#)];
+        assert!(load_env(&whole).unwrap().namespaces["chat"].durable);
     }
 
     #[test]
@@ -332,16 +330,71 @@ mod tests {
         let error = load_env(&[("WYD__CLIENT__PING_INTERVALL", "1s")]).unwrap_err();
         assert_eq!(
             error,
-            "client.ping_intervall: unknown key; the nearest known key is `client.ping_interval`"
+            "client.ping_intervall (WYD__CLIENT__PING_INTERVALL): unknown key; the nearest known \
+             key is `client.ping_interval` (WYD__CLIENT__PING_INTERVAL)"
         );
+        let error = load_both("[namespaces.chat]\nhistory_sise = 1\n", &[]).unwrap_err();
+        assert!(error.contains("`namespaces.chat.history_size`"), "{error}");
     }
 
     #[test]
-    fn wrong_types_name_the_key() {
-        let error = load_env(&[("WYD__CLIENT__CHANNEL_LIMIT", "many")]).unwrap_err();
-        assert!(error.starts_with("client.channel_limit: "), "{error}");
-        let error = load_env(&[("WYD__CLIENT__PING_INTERVAL", "soon")]).unwrap_err();
-        assert!(error.contains("is not a duration such as"), "{error}");
+    fn all_problems_are_told_at_once() {
+        let error = load_both(
+            "listen = 8000\nlisen = 1\n[client]\nping_interval = \"soon\"\nchannel_limit = -1\n\
+             [namespaces.chat]\nauthorize = \"everybody\"\ndurable = \"yes\"\n",
+            &[
+                ("WYD__CLIENT__INSECURE", "maybe"),
+                ("WYD__BROKER__PARTITIONS", "70000"),
+                ("WYD__KAFKA", "localhost"),
+                ("FCM_SERVER_KEY", "x"),
+            ],
+        )
+        .unwrap_err();
+        for part in [
+            "FCM_SERVER_KEY: Google shut",
+            "listen (in ",
+            "expected an address such as",
+            "the nearest known key is `listen`",
+            "\"soon\" is not a duration such as",
+            "client.channel_limit (in ",
+            "integer `-1`, expected a whole number from 0",
+            "unknown value `everybody`, expected `token` or `public`",
+            "expected true or false, not \"yes\"",
+            "client.insecure (WYD__CLIENT__INSECURE): expected true or false, not \"maybe\"",
+            "integer `70000`, expected a whole number from 0 to 65535",
+            "kafka (WYD__KAFKA): expected a section with keys, not \"localhost\"",
+        ] {
+            assert!(error.contains(part), "{part} is not in\n{error}");
+        }
+        assert_eq!(error.lines().count(), 10, "{error}");
+    }
+
+    #[test]
+    fn secrets_come_from_files_and_never_into_messages() {
+        let path = std::env::temp_dir().join(format!("wyd-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&path, "from a file\r\n").unwrap();
+        let file = path.to_str().unwrap();
+        let config = load_env(&[
+            ("JWT_SECRET_FILE", file),
+            ("WYD__API__KEYS__MOBILE_FILE", file),
+        ])
+        .unwrap();
+        assert_eq!(config.auth.hmac_secret.unwrap().expose(), "from a file");
+        assert_eq!(config.api.keys["mobile"].expose(), "from a file");
+        let error = load_env(&[("JWT_SECRET", "hidden"), ("JWT_SECRET_FILE", file)]).unwrap_err();
+        assert!(
+            error.contains("keep one of them") && !error.contains("hidden"),
+            "{error}"
+        );
+        std::fs::remove_file(&path).unwrap();
+        let error = load_env(&[("JWT_SECRET_FILE", file)]).unwrap_err();
+        assert!(error.starts_with("JWT_SECRET_FILE: cannot read"), "{error}");
+        let error = load_both("[auth]\nhmac_secret = 987654\n", &[]).unwrap_err();
+        assert!(
+            error.contains("expected a text in quotes, not a number"),
+            "{error}"
+        );
+        assert!(!error.contains("987654"), "{error}");
     }
 
     #[test]

@@ -15,8 +15,11 @@ use serde::{Deserialize, Serialize};
 pub mod check;
 pub mod document;
 mod duration;
+mod environment;
+mod file;
 pub mod load;
 mod secret;
+mod tree;
 
 pub use secret::Secret;
 
@@ -269,6 +272,16 @@ impl Default for BrokerConfig {
             outbox_sweep_age: Duration::from_secs(2),
             unready_after: Duration::from_secs(5),
         }
+    }
+}
+
+impl BrokerConfig {
+    /// Returns which broker is meant when none is named.
+    pub fn kind(&self) -> BrokerKind {
+        self.kind.unwrap_or(match self.redis_url {
+            Some(_) => BrokerKind::Redis,
+            None => BrokerKind::Memory,
+        })
     }
 }
 

@@ -33,6 +33,9 @@ pub const PAGE_LIMIT_MAX: usize = 1_000;
 pub trait MessageArchive: Send + Sync + 'static {
     /// Appends a batch and, with it, how far the consumer has read.
     ///
+    /// The position stays where it is while a message conflicts: the caller puts that message
+    /// aside first and moves the position by an empty append.
+    ///
     /// One transaction where the store has them; else rows first, position second, so that a
     /// crash between the two repeats appends, which is harmless. Appending again is success.
     ///
@@ -178,6 +181,11 @@ impl From<sqlx::Error> for ArchiveError {
         });
         if is_missing {
             return Self::Schema(NOT_MIGRATED.to_owned());
+        }
+        // Class 22 (data exception) and 54 (limit exceeded): the same row will fail for ever.
+        let code = database.and_then(sqlx::error::DatabaseError::code);
+        if code.is_some_and(|code| code.starts_with("22") || code.starts_with("54")) {
+            return Self::Refused(error.to_string());
         }
         Self::Unavailable(Box::new(error))
     }

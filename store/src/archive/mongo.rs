@@ -185,7 +185,12 @@ impl MessageArchive for MongoArchive {
                 }
             }
         }
-        for position in positions {
+        let movable = if appended.conflicting.is_empty() {
+            positions
+        } else {
+            &[]
+        };
+        for position in movable {
             let change = doc! { "$max": { "next_offset": position.next_offset } };
             let filter =
                 doc! { "_id": position_id(&position.group, &position.topic, position.partition) };

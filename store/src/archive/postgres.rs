@@ -120,7 +120,12 @@ impl MessageArchive for PostgresArchive {
             .filter(|row| !inserted.contains(&row.id))
             .collect();
         let conflicting = take_aliases(&mut transaction, &known).await?;
-        for position in positions {
+        let movable = if conflicting.is_empty() {
+            positions
+        } else {
+            &[]
+        };
+        for position in movable {
             sqlx::query(MOVE_POSITION)
                 .bind(&position.group)
                 .bind(&position.topic)

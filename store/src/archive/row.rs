@@ -30,7 +30,8 @@ impl Row {
         let json = |result: Result<String, serde_json::Error>| {
             result.map_err(|error| refused(error.to_string()))
         };
-        if event.data.get().contains('\0') || event.channel.as_str().contains('\0') {
+        let texts = [event.data.get(), &event.user, event.epoch.as_str()];
+        if texts.iter().any(|text| text.contains('\0')) {
             return Err(refused("a NUL byte cannot be stored as text".to_owned()));
         }
         let number = |value: u64| i64::try_from(value).map_err(|error| refused(error.to_string()));

@@ -105,7 +105,12 @@ impl MessageArchive for SqliteArchive {
                 appended.conflicting.push(MessageId::from(row.id));
             }
         }
-        for position in positions {
+        let movable = if appended.conflicting.is_empty() {
+            positions
+        } else {
+            &[]
+        };
+        for position in movable {
             sqlx::query(
                 "INSERT INTO consumer_positions (group_name, topic, partition, next_offset)
                  VALUES (?, ?, ?, ?)

@@ -34,6 +34,9 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(15);
 const PRODUCER_KBYTES_MAX: &str = "65536";
 /// Bytes of jobs that a consumer fetches ahead at most.
 const CONSUMER_KBYTES_MAX: &str = "16384";
+/// How long finding and reaching a position may take, and the pause before the next try.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+const SEEK_PAUSE: Duration = Duration::from_millis(100);
 /// How often an idle consumer looks at its assignment.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -313,26 +316,55 @@ impl KafkaSource {
             };
             // What was fetched from the committed position is dropped with it.
             self.taken.retain(|job| job.partition != partition);
-            self.next.insert(partition, position);
-            let seek = self.consumer.seek(
-                self.topic,
-                partition,
-                Offset::Offset(position),
-                Duration::ZERO,
-            );
-            if let Err(error) = seek {
-                self.assigned.lock().added.push(partition);
-                tracing::debug!(topic = self.topic, partition, %error, "seek failed, trying again");
-            } else {
-                tracing::info!(
-                    topic = self.topic,
-                    partition,
-                    position,
-                    "partition assigned"
-                );
+            match self.go_to(partition, position) {
+                Ok(position) => {
+                    self.next.insert(partition, position);
+                    tracing::info!(
+                        topic = self.topic,
+                        partition,
+                        position,
+                        "partition assigned"
+                    );
+                }
+                Err(error) => {
+                    // Fetching has not begun: looked at again by the next call.
+                    self.next.remove(&partition);
+                    self.assigned.lock().added.push(partition);
+                    tracing::debug!(topic = self.topic, partition, %error, "seek failed, trying again");
+                    tokio::time::sleep(SEEK_PAUSE).await;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Goes to the archive's position, or to the nearest one that the topic still has.
+    fn go_to(&self, partition: i32, position: i64) -> Result<i64, KafkaError> {
+        // Both calls block their thread until the broker has answered.
+        tokio::task::block_in_place(|| {
+            let (low, high) =
+                self.consumer
+                    .fetch_watermarks(self.topic, partition, SEEK_TIMEOUT)?;
+            let nearest = if position > high {
+                low
+            } else {
+                position.max(low)
+            };
+            if nearest != position {
+                // A topic that was made anew, or jobs that were deleted unread: somebody must know.
+                tracing::error!(
+                    topic = self.topic,
+                    partition,
+                    position,
+                    low,
+                    high,
+                    "the archive's position is not in the topic, going on at its beginning"
+                );
+            }
+            self.consumer
+                .seek(self.topic, partition, Offset::Offset(nearest), SEEK_TIMEOUT)?;
+            Ok(nearest)
+        })
     }
 
     async fn receive(&self, wait: Duration) -> Result<Option<ReceivedJob>, JobLogError> {

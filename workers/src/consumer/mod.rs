@@ -55,6 +55,13 @@ pub trait Handler: Send + Sync {
         batch: &[ReceivedJob],
         next: &BTreeMap<i32, i64>,
     ) -> Result<BatchOutcome, Retry>;
+
+    /// Notes that everything below `next` has an outcome: called after the dead letters of a
+    /// batch are safe, which `handle` must not anticipate.
+    ///
+    /// # Errors
+    /// [`Retry`] when it could not be noted.
+    async fn settle(&self, next: &BTreeMap<i32, i64>) -> Result<(), Retry>;
 }
 
 /// One consumer of one role.
@@ -143,6 +150,9 @@ impl Consumer {
                 let kept = self.dead_letters.keep(job, error).await;
                 kept.map_err(|error: JobLogError| Retry(error.to_string()))?;
             }
+        }
+        if !outcome.poison.is_empty() {
+            self.handler.settle(next).await?;
         }
         let label = RoleLabel { role };
         let seconds = started.elapsed().as_secs_f64();

@@ -74,26 +74,37 @@ impl Handler for Persist {
                 Err(error) => outcome.poison.push((place, error)),
             }
         }
-        let positions: Vec<ConsumerPosition> = next
-            .iter()
-            .map(|(partition, next_offset)| ConsumerPosition {
-                group: GROUP_PERSIST.to_owned(),
-                topic: TOPIC_MESSAGES.to_owned(),
-                partition: *partition,
-                next_offset: *next_offset,
-            })
-            .collect();
-        // The position moves with the rows; a poison job must be safe among the dead letters
-        // first, so with poison in the batch it moves by the next one.
+        // The position moves with the rows; with poison in the batch it moves after the dead
+        // letters are safe.
         let positions = if outcome.poison.is_empty() {
-            positions
+            positions(next)
         } else {
             Vec::new()
         };
         self.append(events, &positions, &mut outcome).await?;
         Ok(outcome)
     }
+
+    async fn settle(&self, next: &BTreeMap<i32, i64>) -> Result<(), Retry> {
+        let settled = self.store(&[], &positions(next)).await;
+        settled
+            .map(|_| ())
+            .map_err(|error| Retry(with_source(&error)))
+    }
 }
+
+fn positions(next: &BTreeMap<i32, i64>) -> Vec<ConsumerPosition> {
+    let position = |(partition, next_offset): (&i32, &i64)| ConsumerPosition {
+        group: GROUP_PERSIST.to_owned(),
+        topic: TOPIC_MESSAGES.to_owned(),
+        partition: *partition,
+        next_offset: *next_offset,
+    };
+    next.iter().map(position).collect()
+}
+
+/// What the dead letter of a message says whose place is taken.
+const CONFLICT: &str = "another message has this place in the channel";
 
 impl Persist {
     async fn append(
@@ -113,8 +124,7 @@ impl Persist {
                 outcome.already_done += appended.known;
                 for (place, event) in &events {
                     if appended.conflicting.contains(&event.id) {
-                        let reason = "another message has this place in the channel";
-                        outcome.poison.push((*place, reason.to_owned()));
+                        outcome.poison.push((*place, CONFLICT.to_owned()));
                     }
                 }
                 Ok(())
@@ -136,6 +146,9 @@ impl Persist {
                 Ok(appended) => {
                     outcome.done += appended.inserted;
                     outcome.already_done += appended.known;
+                    if !appended.conflicting.is_empty() {
+                        outcome.poison.push((place, CONFLICT.to_owned()));
+                    }
                 }
                 Err(ArchiveError::Refused(reason)) => outcome.poison.push((place, reason)),
                 Err(error) => return Err(Retry(with_source(&error))),

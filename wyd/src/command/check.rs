@@ -6,21 +6,22 @@ use shared::config::Config;
 use shared::config::check::{Role, check};
 
 use super::{kafka, with_sources};
+use crate::cli::{CheckArgs, CheckRole};
 use crate::process::{Failure, Source};
 
 /// How long one dependency may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(crate) async fn run(source: Source<'_>) -> Result<(), Failure> {
+/// Lists all that is wrong: settings and services, in one go.
+pub(crate) async fn run(source: Source<'_>, args: &CheckArgs) -> Result<(), Failure> {
     let config = source.load(&Config::default())?;
-    let report = check(&config, Role::Gateway);
+    let report = check(&config, role(args));
     for warning in &report.warnings {
         println!("warning: {warning}");
     }
-    if !report.errors.is_empty() {
-        return Err(Failure::Configuration(report.errors));
+    if report.errors.is_empty() {
+        println!("configuration: ok");
     }
-    println!("configuration: ok");
     let mut wrong = Vec::new();
     for (name, answer) in ask_all(&config).await {
         match answer {
@@ -28,10 +29,21 @@ pub(crate) async fn run(source: Source<'_>) -> Result<(), Failure> {
             Err(error) => wrong.push(format!("{name}: {error}")),
         }
     }
+    if !report.errors.is_empty() {
+        return Err(Failure::Configuration([report.errors, wrong].concat()));
+    }
     if wrong.is_empty() {
         Ok(())
     } else {
         Err(Failure::Dependency(wrong))
+    }
+}
+
+fn role(args: &CheckArgs) -> Role {
+    match args.role {
+        CheckRole::Gateway => Role::Gateway,
+        CheckRole::Worker => Role::Worker,
+        CheckRole::Migrate => Role::Migrate,
     }
 }
 

@@ -9,12 +9,13 @@ use shared::config::Config;
 use shared::config::check::Role;
 
 use super::{archive, kafka, with_sources};
-use crate::internal::Internal;
+use crate::internal::{Gateway, Internal, InternalPort};
 use crate::process::{Failure, Signals, Source};
 
 pub(crate) async fn run(source: Source<'_>) -> Result<(), Failure> {
     let config = source.start(&Config::default(), Role::Gateway)?;
     let signals = Signals::hear()?;
+    let internal = InternalPort::bind(config.internal_listen).await?;
     let mut registry = Registry::default();
     let parts = NodeParts {
         job_log: kafka(&config)?,
@@ -26,11 +27,10 @@ pub(crate) async fn run(source: Source<'_>) -> Result<(), Failure> {
         .await
         .map_err(|error| failure(&error))?;
     let node = Arc::new(node);
-    let internal = Internal {
-        node: Some(Arc::clone(&node)),
+    let internal = internal.serve(Internal {
+        gateway: Some(Gateway::new(Arc::clone(&node), &config)),
         registry,
-    };
-    let internal = internal.serve(config.internal_listen).await?;
+    });
     tracing::info!(
         public = %node.public_addr(), internal = %internal.address, "gateway is ready"
     );

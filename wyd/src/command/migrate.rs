@@ -10,11 +10,6 @@ pub(crate) async fn run(source: Source<'_>) -> Result<(), Failure> {
     let config = source.start(&Config::default(), Role::Migrate)?;
     let has_database = config.database.url.is_some() || config.mongo.url.is_some();
     let has_kafka = !config.kafka.brokers.is_empty();
-    if !has_database && !has_kafka {
-        return Err(Failure::Configuration(vec![
-            "nothing to migrate: set DATABASE_URL, MONGO_URL or KAFKA_BROKERS".to_owned(),
-        ]));
-    }
     if has_database {
         store::archive::migrate(&config)
             .await

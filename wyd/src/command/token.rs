@@ -5,33 +5,42 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use shared::config::Config;
+use shared::config::check::check_token_key;
 
 use crate::cli::TokenArgs;
 use crate::process::{Failure, Source};
 
 pub(crate) fn run(source: Source<'_>, args: &TokenArgs) -> Result<(), Failure> {
     let config = source.load(&Config::default())?;
-    let info = match &args.info {
-        Some(text) => serde_json::from_str(text).map_err(|error| {
-            Failure::Configuration(vec![format!("--info is not JSON: {error}")])
-        })?,
-        None => Value::Null,
+    // A token that every gateway of this configuration refuses would help nobody.
+    let report = check_token_key(&config);
+    if !report.errors.is_empty() {
+        return Err(Failure::Configuration(report.errors));
+    }
+    let grant = Grant {
+        user: args.user.as_deref().unwrap_or_default(),
+        ttl: args.ttl,
+        channels: &args.channels,
+        info: args.info.clone().unwrap_or_default(),
     };
-    println!(
-        "{}",
-        mint(&config, &args.user, args.ttl, &args.channels, &info)?
-    );
+    println!("{}", mint(&config, &grant)?);
     Ok(())
 }
 
-/// Makes a token for a user.
-pub(crate) fn mint(
-    config: &Config,
-    user: &str,
-    ttl: Duration,
-    channels: &[String],
-    info: &Value,
-) -> Result<String, Failure> {
+/// Whom a token lets in, and with what.
+pub(crate) struct Grant<'a> {
+    /// Empty: the anonymous user.
+    pub(crate) user: &'a str,
+    /// How long it is good.
+    pub(crate) ttl: Duration,
+    /// Server-side subscriptions.
+    pub(crate) channels: &'a [String],
+    /// What others see; `null`: nothing.
+    pub(crate) info: Value,
+}
+
+/// Makes a token that this configuration's gateways accept.
+pub(crate) fn mint(config: &Config, grant: &Grant<'_>) -> Result<String, Failure> {
     let auth = &config.auth;
     let Some(secret) = &auth.hmac_secret else {
         return Err(Failure::Configuration(vec![
@@ -42,13 +51,17 @@ pub(crate) fn mint(
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let mut claims = json!({
-        "sub": user,
         "iat": now.as_secs(),
-        "exp": (now + ttl).as_secs(),
+        "exp": now.as_secs().saturating_add(grant.ttl.as_secs()),
     });
     let optional = [
-        ("channels", json!(channels), !channels.is_empty()),
-        ("info", info.clone(), !info.is_null()),
+        ("sub", json!(grant.user), !grant.user.is_empty()),
+        (
+            "channels",
+            json!(grant.channels),
+            !grant.channels.is_empty(),
+        ),
+        ("info", grant.info.clone(), !grant.info.is_null()),
         ("aud", json!(auth.audience), !auth.audience.is_empty()),
         ("iss", json!(auth.issuer), !auth.issuer.is_empty()),
     ];

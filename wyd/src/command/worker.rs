@@ -5,9 +5,9 @@ use shared::config::Config;
 use shared::config::check::Role;
 use tokio_util::sync::CancellationToken;
 
-use super::{archive, kafka};
+use super::{archive, kafka, until_stopped};
 use crate::cli::WorkerArgs;
-use crate::internal::Internal;
+use crate::internal::{Internal, InternalPort};
 use crate::process::{Failure, Signals, Source};
 
 pub(crate) async fn run(source: Source<'_>, args: WorkerArgs) -> Result<(), Failure> {
@@ -23,6 +23,7 @@ pub(crate) async fn run(source: Source<'_>, args: WorkerArgs) -> Result<(), Fail
     }
     let config = source.start(&Config::default(), Role::Worker)?;
     let signals = Signals::hear()?;
+    let internal = InternalPort::bind(config.internal_listen).await?;
     let mut registry = Registry::default();
     let missing = |what: &str| Failure::Configuration(vec![format!("{what} is not configured")]);
     let job_log = kafka(&config)?.ok_or_else(|| missing("kafka.brokers"))?;
@@ -40,14 +41,13 @@ pub(crate) async fn run(source: Source<'_>, args: WorkerArgs) -> Result<(), Fail
     let persist = persist
         .await
         .map_err(|error| Failure::Dependency(vec![error.to_string()]))?;
-    let running = tokio::spawn(persist);
-    let internal = Internal {
-        node: None,
+    let mut running = tokio::spawn(persist);
+    let internal = internal.serve(Internal {
+        gateway: None,
         registry,
-    };
-    let internal = internal.serve(config.internal_listen).await?;
+    });
     tracing::info!(internal = %internal.address, roles = args.roles.join(","), "worker is ready");
-    signals.stop.cancelled().await;
+    until_stopped(&signals, &mut running).await?;
     tracing::info!("worker finishes its batch");
     cancel.cancel();
     tokio::select! {

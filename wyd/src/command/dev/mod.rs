@@ -1,0 +1,127 @@
+//! `wyd dev`: gateway and worker in one process on embedded parts, with the chat demo.
+//!
+//! `defaults` is its configuration, `secrets` what its data folder keeps for itself, `demo` the
+//! chat page. Needs no service and uses none it finds in the environment.
+
+mod defaults;
+mod demo;
+mod secrets;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use gateway::{Node, NodeParts};
+use prometheus_client::registry::Registry;
+use shared::config::Config;
+use shared::config::check::Role;
+use store::archive::MessageArchive;
+use store::job_log::{EmbeddedJobLog, JobLog};
+use tokio_util::sync::CancellationToken;
+
+use super::{archive, archive_failure, until_stopped};
+use crate::cli::DevArgs;
+use crate::internal::{Gateway, Internal, InternalPort};
+use crate::process::{Failure, Signals, Source};
+
+pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure> {
+    let data = &args.data;
+    let cannot = |error: std::io::Error| {
+        Failure::Configuration(vec![format!("--data {}: {error}", data.display())])
+    };
+    std::fs::create_dir_all(data).map_err(cannot)?;
+    let secrets = secrets::Secrets::of(data).map_err(cannot)?;
+    let (environment, ignored) = defaults::without_services(source.environment.clone());
+    let source = Source {
+        environment: &environment,
+        ..source
+    };
+    let config = source.start(&defaults::config(data, secrets), Role::Dev)?;
+    for name in ignored {
+        tracing::info!(name, "is set, but wyd dev uses its embedded parts");
+    }
+    let config = Arc::new(defaults::with_own_origin(&config));
+    let signals = Signals::hear()?;
+    let internal = InternalPort::bind(config.internal_listen).await?;
+    store::archive::migrate(&config)
+        .await
+        .map_err(|error| archive_failure(&error))?;
+    let archive = archive(&config).await?;
+    let job_log = embedded_job_log(data).await?;
+    let mut registry = Registry::default();
+    let cancel = CancellationToken::new();
+    let mut persist =
+        start_persist(&config, &job_log, archive.clone(), &mut registry, &cancel).await?;
+    let parts = NodeParts {
+        config: Arc::clone(&config),
+        job_log: Some(job_log),
+        archive,
+        extra_routes: demo::routes(Arc::clone(&config)),
+    };
+    let node = Node::start(parts, &mut registry).await;
+    let node = Arc::new(node.map_err(|error| super::gateway::failure(&error))?);
+    let internal = internal.serve(Internal {
+        gateway: Some(Gateway::new(Arc::clone(&node), &config)),
+        registry,
+    });
+    greet(node.public_addr(), internal.address, data);
+    let stopped = until_stopped(&signals, &mut persist).await;
+    node.drain(signals.hurry).await;
+    cancel.cancel();
+    if stopped.is_ok() {
+        // What was accepted until now goes to the archive before the process ends.
+        let ended = persist.await;
+        ended.map_err(|error| Failure::Other(format!("worker: {error}")))?;
+    }
+    internal.stop();
+    stopped
+}
+
+async fn embedded_job_log(data: &Path) -> Result<Arc<dyn JobLog>, Failure> {
+    let opened = EmbeddedJobLog::open(&sqlite_url(&data.join("jobs.db"))).await;
+    let job_log = opened.map_err(|error| Failure::Dependency(vec![super::with_sources(&error)]))?;
+    Ok(Arc::new(job_log))
+}
+
+async fn start_persist(
+    config: &Config,
+    job_log: &Arc<dyn JobLog>,
+    archive: Option<Arc<dyn MessageArchive>>,
+    registry: &mut Registry,
+    cancel: &CancellationToken,
+) -> Result<tokio::task::JoinHandle<()>, Failure> {
+    let Some(archive) = archive else {
+        return Err(Failure::Configuration(vec![
+            "database.url is not set".to_owned(),
+        ]));
+    };
+    let job_log = Arc::clone(job_log);
+    let persist =
+        workers::persist::start(&config.worker, job_log, archive, registry, cancel.clone());
+    let persist = persist
+        .await
+        .map_err(|error| Failure::Dependency(vec![error.to_string()]))?;
+    Ok(tokio::spawn(persist))
+}
+
+/// Says where everything is, on stdout: stderr is for the logs.
+fn greet(public: SocketAddr, internal: SocketAddr, data: &Path) {
+    let url = |address: SocketAddr| {
+        let is_local = address.ip().is_loopback() || address.ip().is_unspecified();
+        match address {
+            _ if is_local => format!("http://localhost:{}/", address.port()),
+            _ => format!("http://{address}/"),
+        }
+    };
+    println!(
+        "wyd {} is running; Ctrl-C stops it",
+        env!("CARGO_PKG_VERSION")
+    );
+    println!("  chat demo         {}", url(public));
+    println!("  operator console  {}", url(internal));
+    println!("  data              {}", data.display());
+}
+
+fn sqlite_url(path: &Path) -> String {
+    format!("sqlite://{}", path.display())
+}
