@@ -153,8 +153,16 @@ impl SessionTask {
         if let Some(user) = self.state.user() {
             self.services.hub.clients.remove(user, self.client.id);
         }
+        // A call that was under way may hold or await a lock that others want.
+        self.call = None;
+        self.publishes = None;
+        // This node forgets the client at once, whatever the broker does meanwhile.
+        let subscriptions: Vec<_> = self.state.take_subscriptions().collect();
+        for (channel, ..) in &subscriptions {
+            self.services.hub.unsubscribe(channel, &self.client);
+        }
         let left = async {
-            for (channel, namespace, info) in self.state.take_subscriptions() {
+            for (channel, namespace, info) in subscriptions {
                 self.services
                     .leave(&self.client, &channel, &namespace, info)
                     .await;

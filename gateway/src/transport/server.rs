@@ -16,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use shared::config::LimitsConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,8 @@ const WEBSOCKET_PATH: &str = "/connection/websocket";
 /// Header lines and bytes of one request; hyper's own bounds are an order wider.
 const HEADERS_MAX: usize = 64;
 const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// How long one request may take, its body included: a body that drips holds nobody up for long.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long accepting pauses when the process has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -52,6 +55,22 @@ pub(crate) struct Counts {
     open: AtomicUsize,
     /// Accepted, with no complete request yet.
     handshakes: AtomicUsize,
+}
+
+/// A connection without a complete request counts as long as this lives.
+struct Handshake(Arc<Server>);
+
+impl Handshake {
+    fn new(server: Arc<Server>) -> Self {
+        server.counts.handshakes.fetch_add(1, Ordering::Relaxed);
+        Self(server)
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.counts.handshakes.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Counts as long as it lives.
@@ -103,10 +122,13 @@ impl Server {
             // Dropped, not answered: a flood of half-open requests gets no work done for it.
             return;
         }
-        let handshake = Counted::new(&self.counts.handshakes);
         let server = Arc::clone(&self);
+        // Released by the first complete request header.
+        let handshake = Arc::new(Mutex::new(Some(Handshake::new(Arc::clone(&self)))));
+        let pending = Arc::clone(&handshake);
         let service = service_fn(move |request| {
             let server = Arc::clone(&server);
+            drop(pending.lock().take());
             async move { Ok::<_, Infallible>(server.answer(request).await) }
         });
         let connection = http1::Builder::new()
@@ -128,10 +150,15 @@ impl Server {
         {
             return self.open_websocket(request, settings).map(Body::new);
         }
-        let answered = self.routes.clone().oneshot(request.map(Body::new)).await;
-        match answered {
-            Ok(answer) => answer,
-            Err(never) => match never {},
+        let answered = self.routes.clone().oneshot(request.map(Body::new));
+        match tokio::time::timeout(REQUEST_TIMEOUT, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(never)) => match never {},
+            Err(_) => websocket::refusal(
+                StatusCode::REQUEST_TIMEOUT,
+                "the request took too long to arrive or to answer",
+            )
+            .map(Body::new),
         }
     }
 
