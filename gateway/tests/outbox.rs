@@ -105,9 +105,9 @@ impl JobLog for TestLog {
 
     async fn consume(
         &self,
-        _topic: &'static str,
         _group: &'static str,
-        _archive: Arc<dyn MessageArchive>,
+        _topic: &str,
+        _archive: Option<Arc<dyn MessageArchive>>,
     ) -> Result<Box<dyn JobSource>, JobLogError> {
         Err(JobLogError::Refused("the outbox reads nothing".to_owned()))
     }

@@ -11,12 +11,32 @@ use crate::protocol::Tags;
 
 /// Topic of publications of durable channels; keyed by channel.
 pub const TOPIC_MESSAGES: &str = "wyd.messages";
-/// Jobs of [`TOPIC_MESSAGES`] that can never succeed.
-pub const TOPIC_MESSAGES_DLQ: &str = "wyd.messages.dlq";
+/// Topic of uploaded media; keyed by media id.
+pub const TOPIC_UPLOADS: &str = "wyd.uploads";
+/// Topic of pushes to make; keyed by user.
+pub const TOPIC_PUSHES: &str = "wyd.pushes";
 /// Consumer group of the persist worker.
 pub const GROUP_PERSIST: &str = "wyd-persist";
+/// Consumer group of the push worker.
+pub const GROUP_PUSH: &str = "wyd-push";
+/// Consumer group of the upload worker.
+pub const GROUP_UPLOAD: &str = "wyd-upload";
 /// Event type of [`PublicationEvent`].
 pub const TYPE_PUBLICATION: &str = "wyd.publication";
+/// Event type of a push to make.
+pub const TYPE_PUSH_REQUESTED: &str = "wyd.push.requested";
+/// Event type of an uploaded medium.
+pub const TYPE_MEDIA_UPLOADED: &str = "wyd.media.uploaded";
+
+/// Returns where jobs of a topic wait that are tried again later, apart from their order.
+pub fn retry_topic(topic: &str) -> String {
+    format!("{topic}.retry")
+}
+
+/// Returns where jobs of a topic go that can never succeed.
+pub fn dead_letter_topic(topic: &str) -> String {
+    format!("{topic}.dlq")
+}
 
 /// A publication of a durable channel, on its way to the archive.
 #[derive(Debug, Clone, Serialize, Deserialize)]

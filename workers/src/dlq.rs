@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use shared::events::TOPIC_MESSAGES_DLQ;
+use shared::events::dead_letter_topic;
 use store::job_log::{DeadLetter, JobLog, JobLogError, ReceivedJob, dead_letter_job};
 
 use crate::metrics::{Metrics, TopicLabel};
@@ -49,7 +49,7 @@ impl DeadLetters {
             "job went to the dead letters"
         );
         let label = TopicLabel {
-            topic: TOPIC_MESSAGES_DLQ,
+            topic: dead_letter_topic(&job.topic),
         };
         self.metrics.dlq.get_or_create(&label).inc();
         Ok(())

@@ -8,3 +8,5 @@ pub mod consumer;
 pub mod dlq;
 pub mod metrics;
 pub mod persist;
+
+pub use metrics::Metrics;

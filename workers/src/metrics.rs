@@ -40,12 +40,12 @@ pub struct PartitionLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct TopicLabel {
     /// The topic.
-    pub topic: &'static str,
+    pub topic: String,
 }
 
 type MakeHistogram = fn() -> Histogram;
 
-/// All counters of a worker; clones share them.
+/// All counters of a worker: made once a process, every role gets a clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     /// Jobs by role and result.

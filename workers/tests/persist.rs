@@ -60,7 +60,7 @@ impl Worker {
             &config,
             Arc::clone(job_log),
             Arc::clone(archive),
-            &mut registry,
+            workers::Metrics::new(&mut registry),
             cancel.clone(),
         );
         let running = tokio::spawn(persist.await.unwrap());

@@ -170,7 +170,7 @@ pub async fn migrate(config: &Config) -> Result<(), ArchiveError> {
 }
 
 /// What a store says of a schema that is not there.
-const NOT_MIGRATED: &str = "tables are missing or of another version; run `wyd migrate`";
+pub(crate) const NOT_MIGRATED: &str = "tables are missing or of another version; run `wyd migrate`";
 
 impl From<sqlx::Error> for ArchiveError {
     fn from(error: sqlx::Error) -> Self {

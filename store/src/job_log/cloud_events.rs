@@ -3,7 +3,7 @@
 //! `docs/wire.md` describes them byte for byte.
 
 use bytes::Bytes;
-use shared::events::{PublicationEvent, TOPIC_MESSAGES, TOPIC_MESSAGES_DLQ, TYPE_PUBLICATION};
+use shared::events::{PublicationEvent, TOPIC_MESSAGES, TYPE_PUBLICATION, dead_letter_topic};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -26,7 +26,7 @@ pub fn publication_job(event: &PublicationEvent) -> Result<Job, crate::BoxError>
         ("content-type", "application/json".to_owned()),
     ];
     Ok(Job {
-        topic: TOPIC_MESSAGES,
+        topic: TOPIC_MESSAGES.to_owned(),
         key: event.channel.to_string(),
         headers: headers
             .into_iter()
@@ -80,7 +80,7 @@ pub fn dead_letter_job(letter: &DeadLetter<'_>) -> Job {
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value));
     Job {
-        topic: TOPIC_MESSAGES_DLQ,
+        topic: dead_letter_topic(&job.topic),
         key: job.key.clone(),
         headers: job.headers.iter().cloned().chain(added).collect(),
         value: job.value.clone(),
@@ -97,7 +97,7 @@ mod tests {
 
     fn received(job: Job) -> ReceivedJob {
         ReceivedJob {
-            topic: job.topic.to_owned(),
+            topic: job.topic,
             partition: 3,
             offset: 7,
             key: job.key,

@@ -1,7 +1,8 @@
 //! The job log inside the process: an SQLite file, one partition a topic.
 //!
 //! For `wyd dev` and single nodes: durable like Kafka's (an append resolves after its commit),
-//! one consumer a topic, who is woken when something is appended.
+//! one consumer a group and topic, who is woken when something is appended. A job is deleted when
+//! every group that ever consumed its topic is past it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +61,7 @@ impl JobLog for EmbeddedJobLog {
             .map_err(|error| JobLogError::Refused(error.to_string()))?;
         let appended =
             sqlx::query("INSERT INTO jobs (topic, key, headers, value) VALUES (?, ?, ?, ?)")
-                .bind(job.topic)
+                .bind(&job.topic)
                 .bind(&job.key)
                 .bind(headers)
                 .bind(&job.value[..])
@@ -81,15 +82,31 @@ impl JobLog for EmbeddedJobLog {
     async fn consume(
         &self,
         group: &'static str,
-        topic: &'static str,
-        positions: Arc<dyn MessageArchive>,
+        topic: &str,
+        positions: Option<Arc<dyn MessageArchive>>,
     ) -> Result<Box<dyn JobSource>, JobLogError> {
-        let position = positions.consumer_position(group, topic, PARTITION).await;
-        let position = position.map_err(|error| JobLogError::Unavailable(Box::new(error)))?;
+        let known = match positions {
+            Some(positions) => positions
+                .consumer_position(group, topic, PARTITION)
+                .await
+                .map_err(|error| JobLogError::Unavailable(Box::new(error)))?,
+            None => None,
+        };
+        // The store's own position wins: it moved with the rows.
+        let next: i64 = sqlx::query_scalar(
+            "INSERT INTO group_positions (group_name, topic, next_id) VALUES (?1, ?2, ifnull(?3, 0))
+             ON CONFLICT DO UPDATE SET next_id = ifnull(?3, next_id) RETURNING next_id",
+        )
+        .bind(group)
+        .bind(topic)
+        .bind(known)
+        .fetch_one(&self.pool)
+        .await?;
         Ok(Box::new(EmbeddedSource {
             log: self.clone(),
-            topic,
-            next: position.unwrap_or(0),
+            group,
+            topic: topic.to_owned(),
+            next,
             behind: 0,
         }))
     }
@@ -98,7 +115,8 @@ impl JobLog for EmbeddedJobLog {
 /// The consumer of a topic.
 struct EmbeddedSource {
     log: EmbeddedJobLog,
-    topic: &'static str,
+    group: &'static str,
+    topic: String,
     next: i64,
     behind: i64,
 }
@@ -124,14 +142,22 @@ impl JobSource for EmbeddedSource {
     }
 
     async fn commit(&mut self, _partition: i32, next_offset: i64) -> Result<(), JobLogError> {
-        // The position is kept by the archive; here the finished jobs make room.
-        sqlx::query("DELETE FROM jobs WHERE topic = ? AND id < ?")
-            .bind(self.topic)
+        sqlx::query("UPDATE group_positions SET next_id = ? WHERE group_name = ? AND topic = ?")
             .bind(next_offset)
+            .bind(self.group)
+            .bind(&self.topic)
             .execute(&self.log.pool)
             .await?;
+        // What every group is past makes room.
+        sqlx::query(
+            "DELETE FROM jobs WHERE topic = ?1
+             AND id < (SELECT min(next_id) FROM group_positions WHERE topic = ?1)",
+        )
+        .bind(&self.topic)
+        .execute(&self.log.pool)
+        .await?;
         self.behind = sqlx::query_scalar("SELECT count(*) FROM jobs WHERE topic = ? AND id >= ?")
-            .bind(self.topic)
+            .bind(&self.topic)
             .bind(self.next)
             .fetch_one(&self.log.pool)
             .await?;
@@ -148,7 +174,7 @@ impl EmbeddedSource {
         let rows = sqlx::query(
             "SELECT id, key, headers, value FROM jobs WHERE topic = ? AND id >= ? ORDER BY id LIMIT ?",
         )
-        .bind(self.topic)
+        .bind(&self.topic)
         .bind(self.next)
         .bind(i64::try_from(max).unwrap_or(i64::MAX))
         .fetch_all(&self.log.pool)
@@ -158,7 +184,7 @@ impl EmbeddedSource {
                 let headers: String = row.try_get("headers")?;
                 let value: Vec<u8> = row.try_get("value")?;
                 Ok(ReceivedJob {
-                    topic: self.topic.to_owned(),
+                    topic: self.topic.clone(),
                     partition: PARTITION,
                     offset: row.try_get("id")?,
                     key: row.try_get("key")?,

@@ -23,10 +23,10 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::statistics::Statistics;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use shared::config::KafkaConfig;
-use shared::events::{TOPIC_MESSAGES, TOPIC_MESSAGES_DLQ};
+use shared::events::{TOPIC_MESSAGES, TOPIC_PUSHES, TOPIC_UPLOADS, dead_letter_topic, retry_topic};
 
 use super::{Job, JobLog, JobLogError, JobPosition, JobSource, ReceivedJob};
-use crate::archive::MessageArchive;
+use crate::archive::{ArchiveError, MessageArchive};
 
 /// How long an administrative request may take.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -93,7 +93,7 @@ impl JobLog for KafkaJobLog {
                 value: Some(value),
             });
         }
-        let record = FutureRecord::to(job.topic)
+        let record = FutureRecord::to(&job.topic)
             .key(&job.key)
             .payload(&job.value[..])
             .headers(headers);
@@ -134,8 +134,8 @@ impl JobLog for KafkaJobLog {
     async fn consume(
         &self,
         group: &'static str,
-        topic: &'static str,
-        positions: Arc<dyn MessageArchive>,
+        topic: &str,
+        positions: Option<Arc<dyn MessageArchive>>,
     ) -> Result<Box<dyn JobSource>, JobLogError> {
         let context = GroupContext::default();
         let assigned = Arc::clone(&context.assigned);
@@ -158,7 +158,7 @@ impl JobLog for KafkaJobLog {
         Ok(Box::new(KafkaSource {
             consumer,
             group,
-            topic,
+            topic: topic.to_owned(),
             positions,
             assigned,
             high,
@@ -223,8 +223,8 @@ impl ConsumerContext for GroupContext {
 struct KafkaSource {
     consumer: StreamConsumer<GroupContext>,
     group: &'static str,
-    topic: &'static str,
-    positions: Arc<dyn MessageArchive>,
+    topic: String,
+    positions: Option<Arc<dyn MessageArchive>>,
     assigned: Arc<Mutex<Assigned>>,
     /// The end of each partition, as last heard.
     high: Arc<Mutex<HashMap<i32, i64>>>,
@@ -266,7 +266,7 @@ impl JobSource for KafkaSource {
 
     async fn commit(&mut self, partition: i32, next_offset: i64) -> Result<(), JobLogError> {
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(self.topic, partition, Offset::Offset(next_offset))
+        list.add_partition_offset(&self.topic, partition, Offset::Offset(next_offset))
             .map_err(job_log_error)?;
         // The archive's position is the one that counts; this one is for operators and lag.
         self.consumer
@@ -299,11 +299,7 @@ impl KafkaSource {
             self.taken.retain(|job| job.partition != partition);
         }
         for partition in added {
-            let position = self
-                .positions
-                .consumer_position(self.group, self.topic, partition)
-                .await;
-            let position = match position {
+            let position = match self.position(partition).await {
                 Ok(position) => position,
                 Err(error) => {
                     // Looked at again by the next call.
@@ -338,13 +334,23 @@ impl KafkaSource {
         Ok(())
     }
 
+    /// Asks where the group stands in a partition, if the store keeps that.
+    async fn position(&self, partition: i32) -> Result<Option<i64>, ArchiveError> {
+        let Some(positions) = &self.positions else {
+            return Ok(None);
+        };
+        positions
+            .consumer_position(self.group, &self.topic, partition)
+            .await
+    }
+
     /// Goes to the archive's position, or to the nearest one that the topic still has.
     fn go_to(&self, partition: i32, position: i64) -> Result<i64, KafkaError> {
         // Both calls block their thread until the broker has answered.
         tokio::task::block_in_place(|| {
             let (low, high) =
                 self.consumer
-                    .fetch_watermarks(self.topic, partition, SEEK_TIMEOUT)?;
+                    .fetch_watermarks(&self.topic, partition, SEEK_TIMEOUT)?;
             let nearest = if position > high {
                 low
             } else {
@@ -361,8 +367,12 @@ impl KafkaSource {
                     "the archive's position is not in the topic, going on at its beginning"
                 );
             }
-            self.consumer
-                .seek(self.topic, partition, Offset::Offset(nearest), SEEK_TIMEOUT)?;
+            self.consumer.seek(
+                &self.topic,
+                partition,
+                Offset::Offset(nearest),
+                SEEK_TIMEOUT,
+            )?;
             Ok(nearest)
         })
     }
@@ -438,12 +448,13 @@ pub async fn ensure_topics(config: &KafkaConfig) -> Result<Vec<String>, JobLogEr
         .create()
         .map_err(job_log_error)?;
     let min_insync = config.min_insync_replicas.to_string();
-    let topics: Vec<NewTopic<'_>> = [(TOPIC_MESSAGES, config.partitions), (TOPIC_MESSAGES_DLQ, 1)]
-        .into_iter()
+    let names = topics(config.partitions);
+    let topics: Vec<NewTopic<'_>> = names
+        .iter()
         .map(|(name, partitions)| {
             NewTopic::new(
                 name,
-                partitions,
+                *partitions,
                 TopicReplication::Fixed(config.replication),
             )
             .set("min.insync.replicas", &min_insync)
@@ -466,6 +477,21 @@ pub async fn ensure_topics(config: &KafkaConfig) -> Result<Vec<String>, JobLogEr
             Err((topic, error)) => Err(JobLogError::Refused(format!(
                 "topic {topic} cannot be created: {error} (kafka.partitions, kafka.replication)"
             ))),
+        })
+        .collect()
+}
+
+/// Lists every topic with its number of partitions: jobs that are kept in order have as many as
+/// configured, and one each is enough for what is tried again later or never.
+fn topics(partitions: i32) -> Vec<(String, i32)> {
+    [TOPIC_MESSAGES, TOPIC_UPLOADS, TOPIC_PUSHES]
+        .into_iter()
+        .flat_map(|topic| {
+            [
+                (topic.to_owned(), partitions),
+                (retry_topic(topic), 1),
+                (dead_letter_topic(topic), 1),
+            ]
         })
         .collect()
 }

@@ -45,8 +45,8 @@ pub trait JobLog: Send + Sync + 'static {
     async fn consume(
         &self,
         group: &'static str,
-        topic: &'static str,
-        positions: Arc<dyn MessageArchive>,
+        topic: &str,
+        positions: Option<Arc<dyn MessageArchive>>,
     ) -> Result<Box<dyn JobSource>, JobLogError>;
 }
 
@@ -76,7 +76,7 @@ pub trait JobSource: Send + Sync {
 #[derive(Debug, Clone)]
 pub struct Job {
     /// Where to.
-    pub topic: &'static str,
+    pub topic: String,
     /// Orders: jobs with one key go to one partition.
     pub key: String,
     /// CloudEvents attributes and `traceparent`, as Kafka headers.

@@ -31,8 +31,20 @@ pub struct BatchOutcome {
     pub already_done: usize,
     /// Jobs that can never succeed: their place in the batch, and why.
     pub poison: Vec<(usize, String)>,
+    /// Jobs whose order does not matter and that may succeed later: their place in the batch,
+    /// and why. They go to the retry topic, and what is behind them goes on.
+    pub later: Vec<(usize, Later)>,
     /// When the handled events happened, Unix milliseconds.
     pub event_times_ms: Vec<u64>,
+}
+
+/// Why a job must be tried again, and when.
+#[derive(Debug, Clone)]
+pub struct Later {
+    /// In plain words.
+    pub error: String,
+    /// Not before so long; `None`: by the number of its tries.
+    pub after: Option<Duration>,
 }
 
 /// A failure that may pass: the whole batch is tried again.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use prometheus_client::registry::Registry;
 use shared::config::WorkerConfig;
 use shared::events::{GROUP_PERSIST, PublicationEvent, TOPIC_MESSAGES};
 use store::archive::{ArchiveError, ConsumerPosition, MessageArchive};
@@ -27,12 +26,11 @@ pub async fn start(
     config: &WorkerConfig,
     job_log: Arc<dyn JobLog>,
     archive: Arc<dyn MessageArchive>,
-    registry: &mut Registry,
+    metrics: Metrics,
     cancel: CancellationToken,
 ) -> Result<impl Future<Output = ()> + Send + use<>, JobLogError> {
-    let metrics = Metrics::new(registry);
     let source = job_log
-        .consume(GROUP_PERSIST, TOPIC_MESSAGES, Arc::clone(&archive))
+        .consume(GROUP_PERSIST, TOPIC_MESSAGES, Some(Arc::clone(&archive)))
         .await?;
     let consumer = Consumer {
         source,

@@ -35,7 +35,7 @@ pub(crate) async fn run(source: Source<'_>, args: WorkerArgs) -> Result<(), Fail
         &config.worker,
         job_log,
         archive,
-        &mut registry,
+        workers::Metrics::new(&mut registry),
         cancel.clone(),
     );
     let persist = persist

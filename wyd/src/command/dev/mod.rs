@@ -50,8 +50,8 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
     let job_log = embedded_job_log(data).await?;
     let mut registry = Registry::default();
     let cancel = CancellationToken::new();
-    let mut persist =
-        start_persist(&config, &job_log, archive.clone(), &mut registry, &cancel).await?;
+    let metrics = workers::Metrics::new(&mut registry);
+    let mut persist = start_persist(&config, &job_log, archive.clone(), &metrics, &cancel).await?;
     let parts = NodeParts {
         config: Arc::clone(&config),
         job_log: Some(job_log),
@@ -87,7 +87,7 @@ async fn start_persist(
     config: &Config,
     job_log: &Arc<dyn JobLog>,
     archive: Option<Arc<dyn MessageArchive>>,
-    registry: &mut Registry,
+    metrics: &workers::Metrics,
     cancel: &CancellationToken,
 ) -> Result<tokio::task::JoinHandle<()>, Failure> {
     let Some(archive) = archive else {
@@ -96,8 +96,13 @@ async fn start_persist(
         ]));
     };
     let job_log = Arc::clone(job_log);
-    let persist =
-        workers::persist::start(&config.worker, job_log, archive, registry, cancel.clone());
+    let persist = workers::persist::start(
+        &config.worker,
+        job_log,
+        archive,
+        metrics.clone(),
+        cancel.clone(),
+    );
     let persist = persist
         .await
         .map_err(|error| Failure::Dependency(vec![error.to_string()]))?;

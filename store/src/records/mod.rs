@@ -1,0 +1,78 @@
+//! The chat records: devices, channels and their members, read positions, media, pushes.
+//!
+//! One set of statements serves PostgreSQL and SQLite: they use only what both have (`ON CONFLICT`,
+//! `RETURNING`, `$1`), text, 64-bit integers and nothing else. Times are Unix milliseconds.
+
+use std::time::Duration;
+
+use shared::config::DatabaseConfig;
+use sqlx::any::{AnyPool, AnyPoolOptions};
+
+use crate::BoxError;
+use crate::archive::NOT_MIGRATED;
+
+/// How long a connection is waited for.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The chat records in the SQL database; clones share its connections.
+#[derive(Debug, Clone)]
+pub struct Records {
+    pub(crate) pool: AnyPool,
+}
+
+/// Why the records failed; each variant says what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordsError {
+    /// The database did not answer or was busy: retry the same call.
+    #[error("the database is not available")]
+    Unavailable(#[source] BoxError),
+    /// The database will never accept this row.
+    #[error("the database refuses the row: {0}")]
+    Refused(String),
+    /// The schema is missing or of another version: run `wyd migrate`.
+    #[error("the schema is not ready: {0}")]
+    Schema(String),
+}
+
+impl Records {
+    /// Connects to the configured SQL database; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`RecordsError::Schema`] when it was not migrated, [`RecordsError::Unavailable`] when it
+    /// does not answer.
+    pub async fn open(config: &DatabaseConfig) -> Result<Option<Self>, RecordsError> {
+        let Some(url) = &config.url else {
+            return Ok(None);
+        };
+        sqlx::any::install_default_drivers();
+        let pool = AnyPoolOptions::new()
+            .max_connections(config.connections_max)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect(url.expose())
+            .await?;
+        let records = Self { pool };
+        sqlx::query("SELECT token FROM devices LIMIT 1")
+            .fetch_optional(&records.pool)
+            .await?;
+        Ok(Some(records))
+    }
+}
+
+impl From<sqlx::Error> for RecordsError {
+    fn from(error: sqlx::Error) -> Self {
+        // 42P01: PostgreSQL's undefined table.
+        let database = error.as_database_error();
+        let is_missing = database.is_some_and(|error| {
+            error.code().as_deref() == Some("42P01") || error.message().contains("no such table")
+        });
+        if is_missing {
+            return Self::Schema(NOT_MIGRATED.to_owned());
+        }
+        // Class 22 (data exception) and 54 (limit exceeded): the same row will fail for ever.
+        let code = database.and_then(sqlx::error::DatabaseError::code);
+        if code.is_some_and(|code| code.starts_with("22") || code.starts_with("54")) {
+            return Self::Refused(error.to_string());
+        }
+        Self::Unavailable(Box::new(error))
+    }
+}
