@@ -1,12 +1,12 @@
-//! `message.list`: a page of the archive.
+//! `message.list`: a page of the archive, messages as they are now.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use shared::events::{EventClientInfo, PublicationEvent};
+use shared::events::EventClientInfo;
 use shared::ids::ChannelName;
 use shared::protocol::reply::Reply;
 use shared::protocol::{ClientError, Tags};
-use store::archive::PageQuery;
+use store::archive::{ArchivedMessage, MessageQuery};
 
 use super::{Outcome, rpc};
 use crate::session::Services;
@@ -17,20 +17,21 @@ impl Services {
         &self,
         id: u32,
         channel: &ChannelName,
-        query: PageQuery,
+        query: MessageQuery,
         newest_first: bool,
     ) -> Outcome {
         let Some(archive) = &self.archive else {
             return Outcome::Replied(error_reply(id, ClientError::NOT_AVAILABLE));
         };
         let is_reversed = query.reverse;
-        match archive.page(channel, query).await {
-            Ok(mut events) => {
+        match archive.messages(channel, query).await {
+            Ok(mut page) => {
                 if is_reversed != newest_first {
-                    events.reverse();
+                    page.messages.reverse();
                 }
-                let messages = events.iter().map(ListedMessage::from).collect();
-                let body = rpc(&ListedMessages { messages });
+                let messages = page.messages.iter().map(ListedMessage::from).collect();
+                let floor = page.floor;
+                let body = rpc(&ListedMessages { messages, floor });
                 Outcome::Replied(Reply { id, body })
             }
             Err(error) => {
@@ -45,8 +46,12 @@ impl Services {
 #[derive(Debug, Serialize)]
 struct ListedMessages<'a> {
     messages: Vec<ListedMessage<'a>>,
+    /// Messages at or below this offset may be gone by retention.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    floor: Option<u64>,
 }
 
+/// A message; all times are Unix milliseconds.
 #[derive(Debug, Serialize)]
 struct ListedMessage<'a> {
     id: String,
@@ -55,24 +60,30 @@ struct ListedMessage<'a> {
     user: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     info: Option<&'a EventClientInfo>,
-    data: &'a RawValue,
+    /// `null`: deleted.
+    data: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Tags::is_empty")]
     tags: &'a Tags,
-    /// Unix milliseconds.
     time: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    edited_at: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted_at: Option<u64>,
 }
 
-impl<'a> From<&'a PublicationEvent> for ListedMessage<'a> {
-    fn from(event: &'a PublicationEvent) -> Self {
+impl<'a> From<&'a ArchivedMessage> for ListedMessage<'a> {
+    fn from(message: &'a ArchivedMessage) -> Self {
         Self {
-            id: event.id.to_string(),
-            epoch: event.epoch.as_str(),
-            offset: event.offset,
-            user: &event.user,
-            info: event.info.as_ref(),
-            data: &event.data,
-            tags: &event.tags,
-            time: event.published_at_ms,
+            id: message.id.to_string(),
+            epoch: message.epoch.as_str(),
+            offset: message.offset,
+            user: &message.user,
+            info: message.info.as_ref(),
+            data: message.data.as_deref(),
+            tags: &message.tags,
+            time: message.published_at_ms,
+            edited_at: message.edited_at_ms,
+            deleted_at: message.deleted_at_ms,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! What a session asks of the broker, presence and the archive: carried out here, one at a time.
 //!
-//! `subscribe` puts a client on channels and takes it off, `publish` publishes, `list` reads the
-//! archive.
+//! `subscribe` puts a client on channels and takes it off, `publish` publishes, `change` edits and
+//! deletes messages, `list` reads the archive.
 
+mod change;
 mod list;
 mod publish;
 mod subscribe;
@@ -14,13 +15,14 @@ use serde::Serialize;
 use shared::ids::{ChannelName, StreamPosition};
 use shared::protocol::reply::{ConnectResult, Expiry, Reply, ReplyBody};
 use shared::protocol::{ClientError, ClientInfo, Disconnect};
-use store::archive::PageQuery;
+use store::archive::MessageQuery;
 
 use super::Services;
 use crate::broker::{BrokerError, HistoryPolicy, HistoryRange, NewPublication};
 use crate::channel::Namespace;
 use crate::hub::Client;
 
+pub(crate) use change::Change;
 pub(crate) use publish::{Answer, Begun};
 
 /// A call of a session.
@@ -47,6 +49,8 @@ pub(crate) enum Call {
         publication: NewPublication,
         answer: Answer,
     },
+    /// Edit or delete a message, if it is the client's.
+    Change { id: u32, change: Box<Change> },
     /// List who is there.
     Presence { id: u32, channel: ChannelName },
     /// Count who is there.
@@ -62,7 +66,7 @@ pub(crate) enum Call {
     List {
         id: u32,
         channel: ChannelName,
-        query: PageQuery,
+        query: MessageQuery,
         newest_first: bool,
     },
 }
@@ -78,7 +82,7 @@ impl Call {
                 answer: Answer::Fixed(_),
                 ..
             } => "publish",
-            Self::Publish { .. } | Self::List { .. } => "rpc",
+            Self::Publish { .. } | Self::Change { .. } | Self::List { .. } => "rpc",
             Self::Presence { .. } => "presence",
             Self::PresenceStats { .. } => "presence_stats",
             Self::History { .. } => "history",
@@ -136,6 +140,9 @@ impl Services {
                 answer,
             } => {
                 return self.publish(id, publication, answer).await;
+            }
+            Call::Change { id, change } => {
+                return self.change(id, *change).await;
             }
             Call::Connect { id, result, joins } => self.connect(&client, id, result, joins).await,
             Call::Subscribe { id, expiry, join } => self.subscribe(&client, id, expiry, join).await,
