@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -43,14 +43,16 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// The job log in Kafka.
 #[derive(Clone)]
 pub struct KafkaJobLog {
-    producer: FutureProducer,
-    brokers: String,
+    /// Replaced after a fatal error: an idempotent producer that lost its sequence never sends
+    /// again.
+    producer: Arc<RwLock<FutureProducer>>,
+    config: Arc<KafkaConfig>,
 }
 
 impl std::fmt::Debug for KafkaJobLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("KafkaJobLog")
-            .field("brokers", &self.brokers)
+            .field("brokers", &self.config.brokers)
             .finish_non_exhaustive()
     }
 }
@@ -61,26 +63,45 @@ impl KafkaJobLog {
     /// # Errors
     /// [`JobLogError::Refused`] when the configuration cannot be used.
     pub fn connect(config: &KafkaConfig) -> Result<Self, JobLogError> {
-        let timeout_ms = config.append_timeout.as_millis().to_string();
-        let producer = ClientConfig::new()
-            .set("bootstrap.servers", &config.brokers)
-            .set("client.id", "wyd")
-            .set("acks", "all")
-            .set("enable.idempotence", "true")
-            .set("partitioner", "murmur2_random")
-            .set("message.timeout.ms", &timeout_ms)
-            .set("request.timeout.ms", &timeout_ms)
-            .set("queue.buffering.max.kbytes", PRODUCER_KBYTES_MAX)
-            // The acknowledgement waits for it: a small delay, still many jobs a request.
-            .set("linger.ms", "1")
-            .create();
-        let producer: FutureProducer =
-            producer.map_err(|error| JobLogError::Refused(error.to_string()))?;
+        let producer = producer(config).map_err(|error| JobLogError::Refused(error.to_string()))?;
         Ok(Self {
-            producer,
-            brokers: config.brokers.clone(),
+            producer: Arc::new(RwLock::new(producer)),
+            config: Arc::new(config.clone()),
         })
     }
+
+    /// Makes a new producer when this one can never send again.
+    fn heal(&self) {
+        let mut current = self.producer.write();
+        let Some((code, reason)) = current.client().fatal_error() else {
+            return;
+        };
+        tracing::error!(
+            ?code,
+            reason,
+            "the Kafka producer failed for good, making a new one"
+        );
+        match producer(&self.config) {
+            Ok(new) => *current = new,
+            Err(error) => tracing::error!(%error, "no Kafka producer can be made"),
+        }
+    }
+}
+
+fn producer(config: &KafkaConfig) -> Result<FutureProducer, KafkaError> {
+    let timeout_ms = config.append_timeout.as_millis().to_string();
+    ClientConfig::new()
+        .set("bootstrap.servers", &config.brokers)
+        .set("client.id", "wyd")
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("message.timeout.ms", &timeout_ms)
+        .set("request.timeout.ms", &timeout_ms)
+        .set("queue.buffering.max.kbytes", PRODUCER_KBYTES_MAX)
+        // The acknowledgement waits for it: a small delay, still many jobs a request.
+        .set("linger.ms", "1")
+        .create()
 }
 
 #[async_trait]
@@ -98,17 +119,23 @@ impl JobLog for KafkaJobLog {
             .payload(&job.value[..])
             .headers(headers);
         // No waiting for room: a full producer means that Kafka is away.
-        match self.producer.send(record, Duration::ZERO).await {
+        let producer = self.producer.read().clone();
+        match producer.send(record, Duration::ZERO).await {
             Ok(delivery) => Ok(JobPosition {
                 partition: delivery.partition,
                 offset: delivery.offset,
             }),
-            Err((error, _)) => Err(job_log_error(error)),
+            Err((error, _)) => {
+                if producer.client().fatal_error().is_some() {
+                    self.heal();
+                }
+                Err(job_log_error(error))
+            }
         }
     }
 
     async fn ping(&self, timeout: Duration) -> Result<(), JobLogError> {
-        let producer = self.producer.clone();
+        let producer = self.producer.read().clone();
         // The call blocks its thread.
         let asked = tokio::task::spawn_blocking(move || {
             producer
@@ -141,7 +168,7 @@ impl JobLog for KafkaJobLog {
         let assigned = Arc::clone(&context.assigned);
         let high = Arc::clone(&context.high);
         let consumer = ClientConfig::new()
-            .set("bootstrap.servers", &self.brokers)
+            .set("bootstrap.servers", &self.config.brokers)
             .set("client.id", "wyd")
             .set("group.id", group)
             .set("enable.auto.commit", "false")

@@ -145,7 +145,8 @@ impl Services {
                 namespace,
                 info,
             } => {
-                self.leave(&client, &channel, &namespace, info).await;
+                let left = self.hub.unsubscribe(&channel, &client);
+                self.leave(&client, &channel, &namespace, info, left).await;
                 reply.map_or(Outcome::Finished, Outcome::Replied)
             }
             Call::Presence { id, channel } => {
@@ -215,6 +216,7 @@ pub(crate) fn client_error(error: &BrokerError) -> ClientError {
             tracing::error!(%error, "broker holds a value that cannot be read");
             ClientError::INTERNAL
         }
+        BrokerError::TooLarge => ClientError::LIMIT_EXCEEDED,
         BrokerError::KeyConflict => ClientError::CONFLICT,
         BrokerError::UnrecoverablePosition => ClientError::UNRECOVERABLE_POSITION,
     }

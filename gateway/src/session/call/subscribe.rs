@@ -13,22 +13,22 @@ use crate::broker::{
     BrokerError, HistoryPage, HistoryPolicy, HistoryRange, Signal as ChannelSignal,
 };
 use crate::channel::Namespace;
-use crate::hub::Client;
+use crate::hub::{Client, Left};
 use crate::metrics::RecoveryLabel;
 use crate::session::send_queue::Signal;
 use crate::session::{Services, recovery};
 use crate::transport::frame;
 
 impl Services {
-    /// Takes a client off a channel, and tells the others.
+    /// Tells presence and the others of a client that was taken off a channel.
     pub(crate) async fn leave(
         &self,
         client: &Arc<Client>,
         channel: &ChannelName,
         namespace: &Namespace,
         info: Arc<ClientInfo>,
+        left: Left,
     ) {
-        self.hub.unsubscribe(channel, client);
         if !namespace.options.presence && !namespace.options.join_leave {
             return;
         }
@@ -38,7 +38,7 @@ impl Services {
             Ok(true)
         };
         let told = match was_there {
-            Ok(true) if namespace.options.join_leave => {
+            Ok(true) if namespace.options.join_leave && left == Left::WasLive => {
                 self.broker
                     .signal(channel, ChannelSignal::Leave(info))
                     .await
@@ -103,13 +103,10 @@ impl Services {
                 Outcome::Finished
             }
             Err(error) => {
-                self.leave(
-                    client,
-                    &join.channel,
-                    &join.namespace,
-                    Arc::clone(&join.info),
-                )
-                .await;
+                let left = self.hub.unsubscribe(&join.channel, client);
+                let info = Arc::clone(&join.info);
+                self.leave(client, &join.channel, &join.namespace, info, left)
+                    .await;
                 let channel = join.channel;
                 Outcome::SubscribeFailed { id, channel, error }
             }
