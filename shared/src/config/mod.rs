@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+mod chat;
 pub mod check;
 pub mod document;
 mod duration;
@@ -21,6 +22,7 @@ pub mod load;
 mod secret;
 mod tree;
 
+pub use chat::ChatConfig;
 pub use secret::Secret;
 
 /// Everything that can be set.
@@ -47,6 +49,8 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// MongoDB: the message archive, when set.
     pub mongo: MongoConfig,
+    /// The chat part.
+    pub chat: ChatConfig,
     /// The worker processes.
     pub worker: WorkerConfig,
     /// How a node stops.
@@ -74,6 +78,7 @@ impl Default for Config {
             kafka: KafkaConfig::default(),
             database: DatabaseConfig::default(),
             mongo: MongoConfig::default(),
+            chat: ChatConfig::default(),
             worker: WorkerConfig::default(),
             drain: DrainConfig::default(),
             limits: LimitsConfig::default(),
@@ -482,10 +487,14 @@ impl Default for TelemetryConfig {
 pub struct NamespaceOptions {
     /// Publications reach Kafka and the archive, and are acknowledged only then. Needs history.
     pub durable: bool,
-    /// Who may subscribe: `token` (a subscription token or another rule is needed) or `public`
+    /// Who may subscribe: `token` (a subscription token or another rule is needed), `public`
     /// (every user with a valid connection token; anonymous ones only with
-    /// `allow_subscribe_for_anonymous`).
+    /// `allow_subscribe_for_anonymous`) or `membership` (the channel's members; no token and no
+    /// other rule lets anybody else in, to publish or to read). Needs `database.url`.
     pub authorize: Authorize,
+    /// Who may become a member where `authorize` is `membership`: `server` (only who the server
+    /// API adds), `invite` (also who a member invites) or `open` (everybody).
+    pub join: Join,
     /// Keeps who is subscribed.
     pub presence: bool,
     /// Tells subscribers who came and went, when they ask for it.
@@ -545,6 +554,21 @@ pub enum Authorize {
     Token,
     /// Every user with a valid connection token.
     Public,
+    /// The channel's members, and nobody else.
+    Membership,
+}
+
+/// Who may become a member of a namespace's channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Join {
+    /// Whom the server API adds.
+    #[default]
+    Server,
+    /// Whoever has an invitation.
+    Invite,
+    /// Everybody.
+    Open,
 }
 
 impl Default for NamespaceOptions {
@@ -552,6 +576,7 @@ impl Default for NamespaceOptions {
         Self {
             durable: false,
             authorize: Authorize::Token,
+            join: Join::Server,
             presence: false,
             join_leave: false,
             force_push_join_leave: false,
