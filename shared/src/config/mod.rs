@@ -18,9 +18,11 @@ mod duration;
 mod environment;
 mod file;
 pub mod load;
+mod roles;
 mod secret;
 mod tree;
 
+pub use roles::{WorkerRole, WorkerRoles};
 pub use secret::Secret;
 
 /// Everything that can be set.
