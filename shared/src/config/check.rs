@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use super::{Authorize, BrokerKind, Config, Join, NamespaceOptions, environment};
+use super::{
+    Authorize, BrokerKind, Config, Join, NamespaceOptions, WorkerRole, WorkerRoles, environment,
+};
 
 /// Shortest HMAC secret (RFC 7518 §3.2: as long as the hash of HS256).
 const SECRET_BYTES_MIN: usize = 32;
@@ -21,12 +23,19 @@ const MEMBERSHIP_CACHE_TTL_MAX: Duration = Duration::from_secs(60);
 pub enum Role {
     /// `wyd gateway`.
     Gateway,
-    /// `wyd worker`.
-    Worker,
+    /// `wyd worker` with these roles.
+    Worker(WorkerRoles),
     /// `wyd migrate`.
     Migrate,
     /// `wyd dev`: the job log is embedded.
     Dev,
+}
+
+impl Role {
+    /// True for a worker with that role.
+    fn has(self, role: WorkerRole) -> bool {
+        matches!(self, Self::Worker(roles) if roles.has(role))
+    }
 }
 
 /// What a check found.
@@ -49,7 +58,7 @@ pub fn check(config: &Config, role: Role) -> Report {
         check_namespaces(config, role, &mut report);
         check_chat(config, &mut report);
     }
-    if matches!(role, Role::Gateway | Role::Dev | Role::Worker) {
+    if matches!(role, Role::Gateway | Role::Dev | Role::Worker(_)) {
         check_addresses(config, role, &mut report);
     }
     check_kafka(config, role, &mut report);
@@ -226,7 +235,7 @@ fn check_addresses(config: &Config, role: Role, report: &mut Report) {
         || internal.ip().is_unspecified();
     let is_one_port = public.port() == internal.port() && public.port() != 0;
     report.require(
-        role == Role::Worker || !(is_one_host && is_one_port),
+        matches!(role, Role::Worker(_)) || !(is_one_host && is_one_port),
         "internal_listen",
         "must not be the public address (`listen`), which everybody reaches",
     );
@@ -392,7 +401,7 @@ fn check_kafka(config: &Config, role: Role, report: &mut Report) {
         );
     }
     report.require(
-        role != Role::Worker || !kafka.brokers.is_empty(),
+        !matches!(role, Role::Worker(_)) || !kafka.brokers.is_empty(),
         "kafka.brokers",
         "a worker takes its jobs from Kafka; set KAFKA_BROKERS",
     );
@@ -435,7 +444,7 @@ fn check_stores(config: &Config, role: Role, report: &mut Report) {
     );
     let has_archive = database.url.is_some() || mongo.url.is_some();
     report.require(
-        role != Role::Worker || has_archive,
+        !role.has(WorkerRole::Persist) || has_archive,
         "database.url",
         "the persist worker needs an archive; set DATABASE_URL (or MONGO_URL)",
     );
@@ -470,6 +479,8 @@ fn require_scheme(report: &mut Report, key: &str, url: &str, schemes: &[&str]) {
 mod tests {
     use super::*;
 
+    const WORKER: Role = Role::Worker(WorkerRoles::ALL);
+
     fn good() -> Config {
         let mut config = Config::default();
         config.auth.hmac_secret = Some("x".repeat(SECRET_BYTES_MIN).into());
@@ -486,7 +497,7 @@ mod tests {
 
     #[test]
     fn a_good_configuration_has_no_fault() {
-        for role in [Role::Gateway, Role::Worker, Role::Migrate, Role::Dev] {
+        for role in [Role::Gateway, WORKER, Role::Migrate, Role::Dev] {
             assert_eq!(check(&good(), role), Report::default(), "{role:?}");
         }
     }
@@ -498,12 +509,12 @@ mod tests {
             config.kafka.brokers.clear();
         };
         assert_eq!(errors(Role::Gateway, without), "");
-        assert!(errors(Role::Worker, without).contains("set KAFKA_BROKERS"));
-        assert!(errors(Role::Worker, without).contains("set DATABASE_URL"));
+        assert!(errors(WORKER, without).contains("set KAFKA_BROKERS"));
+        assert!(errors(WORKER, without).contains("set DATABASE_URL"));
         assert!(errors(Role::Migrate, without).contains("nothing to migrate"));
         let no_secret = |config: &mut Config| config.auth.hmac_secret = None;
         assert!(errors(Role::Gateway, no_secret).contains("set JWT_SECRET"));
-        assert_eq!(errors(Role::Worker, no_secret), "");
+        assert_eq!(errors(WORKER, no_secret), "");
     }
 
     #[test]

@@ -19,10 +19,12 @@ mod duration;
 mod environment;
 mod file;
 pub mod load;
+mod roles;
 mod secret;
 mod tree;
 
 pub use chat::ChatConfig;
+pub use roles::{WorkerRole, WorkerRoles};
 pub use secret::Secret;
 
 /// Everything that can be set.

@@ -9,6 +9,7 @@ mod devices;
 mod invitations;
 mod members;
 mod reads;
+mod user_data;
 
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub use channels::{ChannelKind, ChannelRecord, Created, JoinedChannel, NewChanne
 pub use devices::{Device, Platform};
 pub use invitations::{Accepted, NewInvitation};
 pub use members::{Added, Member, MemberLimits, NewMember, Role, RoleChange, Standing};
+pub use user_data::{ErasedRecords, UserRecord};
 
 /// How long a connection is waited for.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
