@@ -11,6 +11,7 @@ use shared::ids::{ChannelName, NodeId, UserId};
 use shared::protocol::{Disconnect, Unsubscribe};
 use store::archive::MessageArchive;
 use store::job_log::JobLog;
+use store::records::Records;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +48,8 @@ pub struct NodeParts {
     pub job_log: Option<Arc<dyn JobLog>>,
     /// Where old messages are read; `None`: `message.list` is not available.
     pub archive: Option<Arc<dyn MessageArchive>>,
+    /// The chat records; `None`: no SQL database is configured.
+    pub records: Option<Records>,
     /// Answers paths of the public port that the gateway has no route for.
     pub extra_routes: Router,
 }
@@ -116,6 +119,7 @@ impl Node {
             config,
             job_log,
             archive,
+            records,
             extra_routes,
         } = parts;
         let id = NodeId::random();
@@ -149,6 +153,7 @@ impl Node {
             publisher,
             presence: between.presence,
             archive,
+            records,
             metrics,
             ticks: Ticks::new(),
         });

@@ -26,6 +26,7 @@ use shared::config::NamespaceOptions;
 use shared::events::PublicationEvent;
 use store::archive::{self, MessageArchive};
 use store::job_log::{Job, JobLog, JobLogError, JobPosition, JobSource};
+use store::records::Records;
 use support::{RawClient, config, http, stop};
 
 const CHANNEL: &str = "chat:1";
@@ -97,6 +98,7 @@ impl World {
         config.namespaces.insert("chat".to_owned(), chat);
         archive::migrate(&config).await.unwrap();
         let archive = archive::open(&config).await.unwrap().unwrap();
+        let records = Records::open(&config.database).await.unwrap().unwrap();
         let log = Arc::new(ArchivingLog {
             archive: Arc::clone(&archive),
             waiting: Mutex::new(None),
@@ -105,6 +107,7 @@ impl World {
             config: Arc::new(config),
             job_log: Some(Arc::clone(&log) as Arc<dyn JobLog>),
             archive: Some(archive),
+            records: Some(records),
             extra_routes: axum::Router::new(),
         };
         let node = Node::start(parts, &mut Registry::default()).await.unwrap();
@@ -303,5 +306,48 @@ async fn messages_are_listed_by_place_and_by_time() {
         assert_eq!(texts, expected, "{query}");
         assert!(list["floor"].is_null());
     }
+    stop(world.node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_exports_and_erases_a_user() {
+    let world = World::start().await;
+    let mut ann = world.join("ann").await;
+    let mut bob = world.join("bob").await;
+    for n in 0..3 {
+        say(&mut ann, &format!("secret {n}")).await;
+    }
+    say(&mut bob, "hello").await;
+    let api = async |method: &str, body: Value| {
+        let head = format!("POST /api/{method} HTTP/1.1\r\nX-API-Key: key");
+        let (status, answer) = http(world.address(), &head, &body.to_string()).await;
+        assert_eq!(status, 200, "{answer}");
+        serde_json::from_str::<Value>(&answer).unwrap()
+    };
+    let first = api("user_export", json!({"user": "ann", "limit": 2})).await;
+    let cursor = first["result"]["cursor"].clone();
+    let next = json!({"user": "ann", "limit": 2, "cursor": cursor});
+    let second = api("user_export", next).await;
+    assert!(second["result"]["cursor"].is_null(), "{second}");
+    let rows: Vec<Value> = [first, second]
+        .iter()
+        .flat_map(|page| page["result"]["rows"].as_array().unwrap().clone())
+        .collect();
+    assert_eq!(rows.len(), 3);
+    assert_eq!(rows[0]["record"], json!("message"));
+    assert_eq!(rows[0]["row"]["data"], json!({"text": "secret 0"}));
+
+    let erased = api("user_erase", json!({"user": "ann"})).await;
+    assert_eq!(erased["result"]["messages"], json!(3), "{erased}");
+    assert_eq!(erased["result"]["done"], json!(true));
+    let seen = listed(&mut bob).await;
+    let data: Vec<_> = seen.iter().map(|message| message["data"].clone()).collect();
+    let gone = json!(null);
+    assert_eq!(
+        data,
+        [gone.clone(), gone.clone(), gone, json!({"text": "hello"})]
+    );
+    let nobody = api("user_erase", json!({"user": ""})).await;
+    assert_eq!(nobody["error"]["code"], json!(107));
     stop(world.node).await;
 }

@@ -81,7 +81,7 @@ async function earlier(client) {
       offset: message.offset,
       user: message.user,
       name: message.info?.conn_info?.name,
-      text: message.data?.text,
+      text: message.deleted_at ? "(deleted)" : message.data?.text,
       time: message.time,
     });
   }
@@ -107,6 +107,11 @@ function newestOffset() {
 }
 
 function published({ tags, offset, info, data }) {
+  // The tag, not the data: anybody may publish data that looks like an edit.
+  if (tags?.["wyd.kind"]) {
+    changed(tags["wyd.kind"], tags["wyd.target"], data);
+    return;
+  }
   const user = info?.user ?? "";
   const own = user === me && !shown.has(tags?.id) ? pending.get(data?.text) : undefined;
   if (own && tags?.id) {
@@ -115,6 +120,13 @@ function published({ tags, offset, info, data }) {
     return;
   }
   show({ id: tags?.id, offset, user, name: info?.conn_info?.name, text: data?.text, time: Date.now() });
+}
+
+function changed(kind, id, data) {
+  const body = shown.get(id)?.querySelector(".text");
+  if (!body) return;
+  const text = kind === "deleted" ? "(deleted)" : data?.data?.text;
+  body.textContent = typeof text === "string" ? text : "(no text)";
 }
 
 function confirm(item, id, offset) {

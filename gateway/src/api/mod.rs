@@ -8,5 +8,6 @@ mod history;
 mod presence;
 mod publish;
 mod router;
+mod user_data;
 
 pub(crate) use router::{Api, router};

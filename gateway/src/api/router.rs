@@ -77,6 +77,8 @@ impl Api {
             "disconnect" => self.disconnect(body).await,
             "unsubscribe" => self.unsubscribe(body).await,
             "info" => self.info().await,
+            "user_export" => self.user_export(body).await,
+            "user_erase" => self.user_erase(body).await,
             _ => return None,
         })
     }

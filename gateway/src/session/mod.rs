@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use shared::config::ClientConfig;
 use store::archive::MessageArchive;
+use store::records::Records;
 use tokio::time::Instant;
 
 use crate::auth::Verifier;
@@ -48,6 +49,7 @@ pub(crate) struct Services {
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) presence: Arc<dyn Presence>,
     pub(crate) archive: Option<Arc<dyn MessageArchive>>,
+    pub(crate) records: Option<Records>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) ticks: ticks::Ticks,
 }

@@ -17,7 +17,7 @@ use shared::config::WorkerRoles;
 use shared::config::check::Role;
 use store::job_log::{EmbeddedJobLog, JobLog};
 
-use super::{archive, archive_failure};
+use super::{archive, archive_failure, records};
 use crate::cli::DevArgs;
 use crate::internal::{Gateway, Internal, InternalPort};
 use crate::process::{Failure, Signals, Source};
@@ -59,6 +59,7 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
         config: Arc::clone(&config),
         job_log: Some(job_log),
         archive,
+        records: records(&config).await?,
         extra_routes: demo::routes(Arc::clone(&config)),
     };
     let node = Node::start(parts, &mut registry).await;
