@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use shared::config::Config;
 use shared::config::check::Role;
 
-use super::{archive, kafka, with_sources};
+use super::{archive, kafka, records, with_sources};
 use crate::internal::{Gateway, Internal, InternalPort};
 use crate::process::{Failure, Signals, Source};
 
@@ -20,6 +20,7 @@ pub(crate) async fn run(source: Source<'_>) -> Result<(), Failure> {
     let parts = NodeParts {
         job_log: kafka(&config)?,
         archive: archive(&config).await?,
+        records: records(&config).await?,
         config: Arc::clone(&config),
         extra_routes: Router::new(),
     };

@@ -19,7 +19,7 @@ use store::archive::MessageArchive;
 use store::job_log::{EmbeddedJobLog, JobLog};
 use tokio_util::sync::CancellationToken;
 
-use super::{archive, archive_failure, until_stopped};
+use super::{archive, archive_failure, records, until_stopped};
 use crate::cli::DevArgs;
 use crate::internal::{Gateway, Internal, InternalPort};
 use crate::process::{Failure, Signals, Source};
@@ -56,6 +56,7 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
         config: Arc::clone(&config),
         job_log: Some(job_log),
         archive,
+        records: records(&config).await?,
         extra_routes: demo::routes(Arc::clone(&config)),
     };
     let node = Node::start(parts, &mut registry).await;
