@@ -22,12 +22,12 @@ use gateway::{Node, NodeParts};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use shared::config::NamespaceOptions;
+use shared::config::{Authorize, Join, NamespaceOptions};
 use shared::events::PublicationEvent;
 use store::archive::{self, MessageArchive};
-use store::job_log::{Job, JobLog, JobLogError, JobPosition, JobSource};
+use store::job_log::{Job, JobLog, JobLogError, JobPosition, JobScan, JobSource};
 use store::records::Records;
-use support::{RawClient, config, http, stop};
+use support::{RawClient, config, http, stop, token};
 
 const CHANNEL: &str = "chat:1";
 
@@ -68,6 +68,10 @@ impl JobLog for ArchivingLog {
         Ok(())
     }
 
+    async fn scan(&self, _topic: &str) -> Result<Box<dyn JobScan>, JobLogError> {
+        Err(JobLogError::Refused("nothing is read here".to_owned()))
+    }
+
     async fn consume(
         &self,
         _group: &'static str,
@@ -95,7 +99,13 @@ impl World {
             durable: true,
             ..open
         };
+        let team = NamespaceOptions {
+            authorize: Authorize::Membership,
+            join: Join::Open,
+            ..chat.clone()
+        };
         config.namespaces.insert("chat".to_owned(), chat);
+        config.namespaces.insert("team".to_owned(), team);
         archive::migrate(&config).await.unwrap();
         let archive = archive::open(&config).await.unwrap().unwrap();
         let records = Records::open(&config.database).await.unwrap().unwrap();
@@ -194,7 +204,7 @@ async fn authors_edit_and_delete_and_everybody_sees_it() {
     // The first attempt's answer was lost: the same edit, sent again, is the same edit.
     assert_eq!(rpc(&mut ann, "message.edit", edit).await.unwrap(), edited);
     let late = json!({"id": id, "data": {"text": "too late"}});
-    assert_eq!(rpc(&mut ann, "message.edit", late).await, Err(103));
+    assert_eq!(rpc(&mut ann, "message.edit", late).await, Err(404));
     stop(world.node).await;
 }
 
@@ -209,15 +219,12 @@ async fn nobody_changes_what_is_not_theirs() {
     let head = "POST /api/publish HTTP/1.1\r\nX-API-Key: key";
     assert_eq!(http(address, head, from_api).await.0, 200);
     let notice = listed(&mut eve).await[1]["id"].clone();
-    for id in [
-        json!(id),
-        notice,
-        json!("0198c0de-0000-7000-8000-000000000000"),
-    ] {
+    let unknown = json!("0198c0de-0000-7000-8000-000000000000");
+    for (id, code) in [(json!(id), 103), (notice, 103), (unknown, 404)] {
         let edit = json!({"id": id, "data": {"text": "forged"}});
-        assert_eq!(rpc(&mut eve, "message.edit", edit).await, Err(103));
+        assert_eq!(rpc(&mut eve, "message.edit", edit).await, Err(code));
         let delete = json!({"id": id});
-        assert_eq!(rpc(&mut eve, "message.delete", delete).await, Err(103));
+        assert_eq!(rpc(&mut eve, "message.delete", delete).await, Err(code));
     }
     let edit = |channel: &str, id: Value| json!({"channel": channel, "id": id, "data": 1});
     let other = edit("chat:2", json!(id));
@@ -259,7 +266,7 @@ async fn a_message_that_is_not_archived_yet_can_be_changed() {
     assert_eq!(rpc(&mut eve, "message.edit", edit.clone()).await, Err(103));
     let edited = rpc(&mut ann, "message.edit", edit).await.unwrap();
     let edit_of_edit = json!({"id": edited["id"], "data": "c"});
-    assert_eq!(rpc(&mut ann, "message.edit", edit_of_edit).await, Err(103));
+    assert_eq!(rpc(&mut ann, "message.edit", edit_of_edit).await, Err(404));
     assert!(listed(&mut ann).await.is_empty(), "the archive lags");
     world.log.catch_up().await;
     assert_eq!(listed(&mut ann).await[0]["data"], json!("b\n"));
@@ -349,5 +356,49 @@ async fn a_backend_exports_and_erases_a_user() {
     );
     let nobody = api("user_erase", json!({"user": ""})).await;
     assert_eq!(nobody["error"]["code"], json!(107));
+    stop(world.node).await;
+}
+
+/// The same over REST, and in a channel whose owner may change others' messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn moderators_change_the_messages_of_others() {
+    let world = World::start().await;
+    let team = "team:1";
+    let mut ann = RawClient::connect(world.address(), "ann").await;
+    let mut eve = RawClient::connect(world.address(), "eve").await;
+    let created = json!({"channel": team, "name": "Team"});
+    rpc(&mut ann, "channel.create", created).await.unwrap();
+    rpc(&mut eve, "channel.join", json!({"channel": team}))
+        .await
+        .unwrap();
+    for client in [&mut ann, &mut eve] {
+        let reply = client.call(json!({"subscribe": {"channel": team}})).await;
+        assert!(reply["error"].is_null(), "{reply}");
+    }
+    let send = json!({"channel": team, "data": "rude"});
+    let hers = rpc(&mut eve, "message.send", send.clone()).await.unwrap();
+    let owners = rpc(&mut ann, "message.send", send).await.unwrap();
+    let rest = async |user: &str, verb: &str, id: &Value, body: &str| {
+        let token = token(&json!({"sub": user}));
+        let id = id.as_str().unwrap();
+        let head = format!(
+            "{verb} /v1/channels/{team}/messages/{id} HTTP/1.1\r\nAuthorization: Bearer {token}"
+        );
+        http(world.address(), &head, body).await.0
+    };
+    let patch = r#"{"data":"forged"}"#;
+    assert_eq!(rest("eve", "PATCH", &owners["id"], patch).await, 403);
+    assert_eq!(rest("eve", "DELETE", &owners["id"], "").await, 403);
+    assert_eq!(rest("bob", "DELETE", &hers["id"], "").await, 403);
+    assert_eq!(
+        rest("eve", "PATCH", &hers["id"], r#"{"data":"kind"}"#).await,
+        200
+    );
+    assert_eq!(rest("ann", "DELETE", &hers["id"], "").await, 200);
+    let list = rpc(&mut eve, "message.list", json!({"channel": team})).await;
+    let list = list.unwrap();
+    assert_eq!(list["messages"][0]["data"], json!(null));
+    assert_eq!(list["messages"][0]["user"], json!("eve"));
+    assert_eq!(list["messages"][1]["data"], json!("rude"));
     stop(world.node).await;
 }

@@ -36,7 +36,7 @@ impl Api {
         let params: ExportParams = parse(body)?;
         let user = named(&params.user)?;
         let mut rows: Vec<Value> = Vec::new();
-        if let (None, Some(records)) = (params.cursor, &self.services.records) {
+        if let (None, Some(records)) = (params.cursor, &self.services.chat.records) {
             let found = records.of_user(&user).await;
             for record in found.map_err(|error| records_error(&error))? {
                 rows.push(json!(record));
@@ -45,7 +45,7 @@ impl Api {
         let limit = params.limit.unwrap_or(EXPORT_LIMIT);
         let limit = limit.clamp(1, EXPORT_LIMIT_MAX);
         let mut cursor = None;
-        if let Some(archive) = &self.services.archive {
+        if let Some(archive) = &self.services.chat.archive {
             let page = archive.of_user(user.as_str(), params.cursor, limit).await;
             let page = page.map_err(|error| archive_error(&error))?;
             if page.len() == limit {
@@ -66,14 +66,18 @@ impl Api {
     pub(super) async fn user_erase(&self, body: &[u8]) -> Answer {
         let params: EraseParams = parse(body)?;
         let user = named(&params.user)?;
-        let erased = match &self.services.records {
+        let erased = match &self.services.chat.records {
             Some(records) => records
                 .erase_user(&user)
                 .await
                 .map_err(|error| records_error(&error))?,
             None => ErasedRecords::default(),
         };
-        let messages = match &self.services.archive {
+        for channel in &erased.channels {
+            let told = self.services.chat.tell(&user, channel.as_str(), true).await;
+            told.map_err(|error| error.client_error())?;
+        }
+        let messages = match &self.services.chat.archive {
             Some(archive) => erase_messages(&**archive, &user).await?,
             None => 0,
         };

@@ -1,28 +1,27 @@
 //! What a session asks of the broker, presence and the archive: carried out here, one at a time.
 //!
-//! `subscribe` puts a client on channels and takes it off, `publish` publishes, `change` edits and
-//! deletes messages, `list` reads the archive.
+//! `subscribe` puts a client on channels and takes it off, `publish` publishes, `rpc` hands the
+//! chat part's methods on.
 
-mod change;
-mod list;
 mod publish;
+mod rpc;
 mod subscribe;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Serialize;
-use shared::ids::{ChannelName, StreamPosition};
+use shared::ids::{ChannelName, StreamPosition, UserId};
 use shared::protocol::reply::{ConnectResult, Expiry, Reply, ReplyBody};
 use shared::protocol::{ClientError, ClientInfo, Disconnect};
-use store::archive::MessageQuery;
 
 use super::Services;
+use super::state::error_reply;
 use crate::broker::{BrokerError, HistoryPolicy, HistoryRange, NewPublication};
 use crate::channel::Namespace;
+use crate::chat::Caller;
+use crate::chat::operation::Operation;
 use crate::hub::Client;
 
-pub(crate) use change::Change;
 pub(crate) use publish::{Answer, Begun};
 
 /// A call of a session.
@@ -43,14 +42,11 @@ pub(crate) enum Call {
         namespace: Arc<Namespace>,
         info: Arc<ClientInfo>,
     },
-    /// Publish.
+    /// Publish, then send the reply.
     Publish {
-        id: u32,
         publication: NewPublication,
-        answer: Answer,
+        reply: Reply,
     },
-    /// Edit or delete a message, if it is the client's.
-    Change { id: u32, change: Box<Change> },
     /// List who is there.
     Presence { id: u32, channel: ChannelName },
     /// Count who is there.
@@ -62,12 +58,12 @@ pub(crate) enum Call {
         policy: HistoryPolicy,
         range: HistoryRange,
     },
-    /// Read the archive.
-    List {
+    /// Do what the chat part offers.
+    Rpc {
         id: u32,
-        channel: ChannelName,
-        query: MessageQuery,
-        newest_first: bool,
+        operation: &'static Operation,
+        caller: Caller,
+        request: Bytes,
     },
 }
 
@@ -78,11 +74,8 @@ impl Call {
             Self::Connect { .. } => "connect",
             Self::Subscribe { .. } => "subscribe",
             Self::Leave { .. } => "unsubscribe",
-            Self::Publish {
-                answer: Answer::Fixed(_),
-                ..
-            } => "publish",
-            Self::Publish { .. } | Self::Change { .. } | Self::List { .. } => "rpc",
+            Self::Publish { .. } => "publish",
+            Self::Rpc { .. } => "rpc",
             Self::Presence { .. } => "presence",
             Self::PresenceStats { .. } => "presence_stats",
             Self::History { .. } => "history",
@@ -115,7 +108,10 @@ pub(crate) enum Outcome {
     /// The publication has its place; its reply follows when it is safe.
     PublishBegun,
     /// `connect` is answered.
-    Connected,
+    Connected {
+        /// Channels of the token that the user is no member of.
+        left_out: Vec<ChannelName>,
+    },
     /// `connect` cannot be answered.
     ConnectFailed(Disconnect),
     /// The client is not on the channel.
@@ -131,19 +127,26 @@ impl Services {
     pub(crate) async fn carry_out(
         self: Arc<Self>,
         client: Arc<Client>,
+        user: Option<UserId>,
         call: Call,
     ) -> (Outcome, Option<Begun>) {
         let outcome = match call {
-            Call::Publish {
+            Call::Publish { publication, reply } => {
+                let may = self.may_write(&publication.channel, user.as_ref()).await;
+                return match may {
+                    Ok(()) => {
+                        self.publish(reply.id, publication, Answer::Fixed(reply))
+                            .await
+                    }
+                    Err(error) => (Outcome::Replied(error_reply(reply.id, error)), None),
+                };
+            }
+            Call::Rpc {
                 id,
-                publication,
-                answer,
-            } => {
-                return self.publish(id, publication, answer).await;
-            }
-            Call::Change { id, change } => {
-                return self.change(id, *change).await;
-            }
+                operation,
+                caller,
+                request,
+            } => return self.rpc(id, operation, caller, request).await,
             Call::Connect { id, result, joins } => self.connect(&client, id, result, joins).await,
             Call::Subscribe { id, expiry, join } => self.subscribe(&client, id, expiry, join).await,
             Call::Leave {
@@ -157,11 +160,13 @@ impl Services {
                 reply.map_or(Outcome::Finished, Outcome::Replied)
             }
             Call::Presence { id, channel } => {
-                let members = self.presence.members(&channel).await;
+                let members = self.presence.members(&channel);
+                let members = self.for_member(&channel, user.as_ref(), members).await;
                 replied(id, members.map(ReplyBody::Presence))
             }
             Call::PresenceStats { id, channel } => {
-                let stats = self.presence.stats(&channel).await;
+                let stats = self.presence.stats(&channel);
+                let stats = self.for_member(&channel, user.as_ref(), stats).await;
                 replied(
                     id,
                     stats.map(|stats| ReplyBody::PresenceStats {
@@ -176,7 +181,8 @@ impl Services {
                 policy,
                 range,
             } => {
-                let page = self.broker.history(&channel, &policy, range).await;
+                let page = self.broker.history(&channel, &policy, range);
+                let page = self.for_member(&channel, user.as_ref(), page).await;
                 replied(
                     id,
                     page.map(|page| ReplyBody::History {
@@ -186,29 +192,50 @@ impl Services {
                     }),
                 )
             }
-            Call::List {
-                id,
-                channel,
-                query,
-                newest_first,
-            } => self.list(id, &channel, query, newest_first).await,
         };
         (outcome, None)
     }
-}
 
-fn rpc(answer: &impl Serialize) -> ReplyBody {
-    match serde_json::to_vec(answer) {
-        Ok(json) => ReplyBody::Rpc(Bytes::from(json)),
-        Err(error) => {
-            tracing::error!(%error, "an answer could not be written");
-            ReplyBody::Error(ClientError::INTERNAL)
+    /// Reads from a channel, unless the user must be a member of it and is none.
+    async fn for_member<T>(
+        &self,
+        channel: &ChannelName,
+        user: Option<&UserId>,
+        read: impl Future<Output = Result<T, BrokerError>>,
+    ) -> Result<T, ClientError> {
+        self.may_read(channel, user).await?;
+        read.await.map_err(|error| client_error(&error))
+    }
+
+    async fn may_read(
+        &self,
+        channel: &ChannelName,
+        user: Option<&UserId>,
+    ) -> Result<(), ClientError> {
+        let (_, namespace) = self.rules.channels.resolve(channel.as_str())?;
+        if !self.rules.channels.needs_membership(&namespace) {
+            return Ok(());
         }
+        let user = user.ok_or(ClientError::UNAUTHORIZED)?;
+        self.chat.memberships.may_read(channel, user).await
+    }
+
+    async fn may_write(
+        &self,
+        channel: &ChannelName,
+        user: Option<&UserId>,
+    ) -> Result<(), ClientError> {
+        let (_, namespace) = self.rules.channels.resolve(channel.as_str())?;
+        if !self.rules.channels.needs_membership(&namespace) {
+            return Ok(());
+        }
+        let user = user.ok_or(ClientError::UNAUTHORIZED)?;
+        self.chat.memberships.may_write(channel, user).await
     }
 }
 
-fn replied(id: u32, answer: Result<ReplyBody, BrokerError>) -> Outcome {
-    let body = answer.unwrap_or_else(|error| ReplyBody::Error(client_error(&error)));
+fn replied(id: u32, answer: Result<ReplyBody, ClientError>) -> Outcome {
+    let body = answer.unwrap_or_else(ReplyBody::Error);
     Outcome::Replied(Reply { id, body })
 }
 

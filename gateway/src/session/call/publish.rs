@@ -1,11 +1,12 @@
 //! A session's publish: begun at once, answered when it is safe.
 
-use serde::Serialize;
 use shared::ids::ChannelName;
-use shared::protocol::reply::Reply;
+use shared::protocol::reply::{Reply, ReplyBody};
 
-use super::{Outcome, client_error, rpc};
+use super::{Outcome, client_error};
 use crate::broker::{NewPublication, Published};
+use crate::chat::messages::SentMessage;
+use crate::chat::operation::json;
 use crate::outbox::PendingPublish;
 use crate::session::state::error_reply;
 use crate::session::{Rules, Services};
@@ -43,12 +44,10 @@ impl Answer {
         match self {
             Self::Fixed(reply) => reply,
             Self::Position => {
-                let body = rpc(&SentMessage {
-                    id: published.id.to_string(),
-                    epoch: published.position.as_ref().map_or("", |p| p.epoch.as_str()),
-                    offset: published.position.as_ref().map_or(0, |p| p.offset),
-                    time: published.published_at_ms,
-                });
+                let body = match json(&SentMessage::from(published)) {
+                    Ok(json) => ReplyBody::Rpc(json),
+                    Err(error) => ReplyBody::Error(error.client_error()),
+                };
                 Reply { id, body }
             }
         }
@@ -79,16 +78,6 @@ impl Services {
             ),
         }
     }
-}
-
-/// The answer of `message.send`.
-#[derive(Debug, Serialize)]
-struct SentMessage<'a> {
-    id: String,
-    epoch: &'a str,
-    offset: u64,
-    /// Unix milliseconds.
-    time: u64,
 }
 
 fn namespace_of(rules: &Rules, channel: &ChannelName) -> String {

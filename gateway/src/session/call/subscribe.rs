@@ -60,7 +60,25 @@ impl Services {
         joins: Vec<Join>,
     ) -> Outcome {
         let mut entered = Vec::with_capacity(joins.len());
+        let mut left_out = Vec::new();
+        // Known to the node before it is asked whether the user is a member: who is removed after
+        // the answer is taken off the channel like anybody else.
+        if let Some(join) = joins.first() {
+            let user = &join.info.user;
+            self.hub.clients.insert(user, Arc::clone(client));
+        }
         for join in joins {
+            match self.may_read(&join.channel, Some(&join.info.user)).await {
+                Ok(()) => {}
+                Err(error) if error.temporary => {
+                    return Outcome::ConnectFailed(Disconnect::SERVER_ERROR);
+                }
+                // The token may be older than the removal: the rest of it is good.
+                Err(_) => {
+                    left_out.push(join.channel);
+                    continue;
+                }
+            }
             match self.enter(client, &join).await {
                 Ok(subscribed) => {
                     result.subs.push((join.channel.clone(), subscribed));
@@ -83,7 +101,7 @@ impl Services {
         for (join, result) in entered.into_iter().zip(&results) {
             self.live(client, join, result).await;
         }
-        Outcome::Connected
+        Outcome::Connected { left_out }
     }
 
     pub(super) async fn subscribe(
@@ -93,6 +111,10 @@ impl Services {
         expiry: Expiry,
         join: Join,
     ) -> Outcome {
+        if let Err(error) = self.may_read(&join.channel, Some(&join.info.user)).await {
+            let channel = join.channel;
+            return Outcome::SubscribeFailed { id, channel, error };
+        }
         match self.enter(client, &join).await {
             Ok(result) => {
                 let result = SubscribeResult { expiry, ..result };
