@@ -8,11 +8,19 @@
     reason = "a test that cannot go on panics, and its helpers are shared with other suites"
 )]
 
+mod chat_world;
 mod support;
 
+use std::time::Duration;
+
+use chat_world::{ChatNode, chat_config, start};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use support::chat::{ChatNode, chat_config, start};
+use shared::events::{PublicationEvent, PublicationKind};
+use shared::ids::{ChannelName, MessageId};
+use shared::protocol::Tags;
 use support::{RawClient, http, token};
+use tokio::time::Instant;
 
 const NULL: Value = Value::Null;
 
@@ -465,6 +473,78 @@ async fn devices_and_read_positions_are_the_users_own() {
     let page = node.done("ben", "GET /v1/channels", NULL).await;
     assert_eq!(page["channels"][0]["muted_until"], 99);
     assert_eq!(page["channels"][0]["read_offset"], 8);
+}
+
+#[tokio::test]
+async fn unread_is_what_others_wrote_above_the_read_position() {
+    let node = node().await;
+    group(&node, "kept:1", &["ben"]).await;
+    // Above every offset that a channel of today begins at.
+    let first = 1 << 52;
+    let event = |number: u64, user: &str| PublicationEvent {
+        id: MessageId::now(),
+        kind: PublicationKind::Message,
+        channel: ChannelName::new("kept:1").unwrap(),
+        epoch: "e".into(),
+        offset: first + number,
+        user: user.to_owned(),
+        info: None,
+        data: RawValue::from_string("1".to_owned()).unwrap(),
+        tags: Tags::new(),
+        published_at_ms: 1,
+    };
+    let old = PublicationEvent {
+        offset: 1,
+        ..event(0, "ann")
+    };
+    let said = [old, event(1, "ann"), event(2, "ben"), event(3, "ann")];
+    node.archive.append(&said, &[]).await.unwrap();
+    let unread = async |user: &'static str| {
+        let page = node.done(user, "GET /v1/unread", NULL).await;
+        page["channels"][0]["unread"].as_u64()
+    };
+    // What was said before one came is not unread, nor is what one wrote.
+    assert_eq!(unread("ben").await, Some(2));
+    assert_eq!(unread("ann").await, Some(1));
+    let mark = json!({"offset": first + 1});
+    node.done("ben", "PUT /v1/channels/kept:1/read", mark).await;
+    assert_eq!(unread("ben").await, Some(1));
+    let mark = json!({"offset": first + 3});
+    node.done("ben", "PUT /v1/channels/kept:1/read", mark).await;
+    assert_eq!(unread("ben").await, None);
+}
+
+/// Two nodes on one Redis and one database: what one is told holds on the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_member_is_taken_off_on_every_node() {
+    let redis = std::env::var("WYD_TEST_REDIS_URL")
+        .expect("WYD_TEST_REDIS_URL is not set: run ./test services");
+    let mut config = chat_config();
+    config.broker.redis_url = Some(format!("{}/15", redis.trim_end_matches('/')).into());
+    // What is remembered must be forgotten because it was told, not because time passed.
+    config.chat.membership_cache_ttl = Duration::from_secs(60);
+    let here = start(config.clone()).await;
+    let there = here.another(config).await;
+    let channel = format!("invite:{}", MessageId::now());
+    let members = json!({"channel": channel, "users": ["ann", "ben"]});
+    here.api("members_add", members).await;
+    let mut ann = here.connect("ann").await;
+    let mut ben = there.connect("ben").await;
+    for client in [&mut ann, &mut ben] {
+        assert_eq!(client.subscribe(&channel).await, Ok(()));
+        assert_eq!(client.publish(&channel, "hi").await, Ok(()));
+    }
+    let removed = Instant::now();
+    here.api("members_remove", json!({"channel": channel, "user": "ben"}))
+        .await;
+    assert_eq!(ben.unsubscribed(&channel).await, 2000);
+    assert!(removed.elapsed() < Duration::from_secs(5));
+    assert_eq!(ben.publish(&channel, "still here").await, Err(103));
+    assert_eq!(ben.subscribe(&channel).await, Err(103));
+    // A new member is let in at once by the node that has just refused it.
+    here.api("members_add", json!({"channel": channel, "user": "ben"}))
+        .await;
+    assert_eq!(ben.subscribe(&channel).await, Ok(()));
 }
 
 #[tokio::test]

@@ -38,6 +38,8 @@ function start(name) {
     if (state === "connected") $("composer").focus();
   });
   client.subscribe(channel, {
+    // A member once is one for good; a channel without members says so, and needs none.
+    onSubscribing: () => client.rpc("channel.join", { channel }).catch(() => {}),
     onPublication: published,
     onSubscribed: async ({ wasRecovering, recovered }) => {
       if (wasRecovering) note("You are back.");

@@ -1,8 +1,6 @@
 //! What the gateway's integration tests share: a node in this process, and a raw client that can
 //! say things no SDK would say.
 
-pub mod chat;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

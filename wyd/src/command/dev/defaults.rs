@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use shared::config::load::Environment;
-use shared::config::{Authorize, BrokerKind, Config, DrainConfig, NamespaceOptions};
+use shared::config::{Authorize, BrokerKind, Config, DrainConfig, Join, NamespaceOptions};
 
 use super::secrets::Secrets;
 use super::sqlite_url;
@@ -80,10 +80,12 @@ fn own_origins(listen: SocketAddr) -> Vec<String> {
     hosts.into_iter().map(origin).collect()
 }
 
-/// Durable: what is said is kept.
+/// Durable: what is said is kept; for its members, which everybody may become.
 fn chat() -> NamespaceOptions {
     NamespaceOptions {
         durable: true,
+        authorize: Authorize::Membership,
+        join: Join::Open,
         history_size: HISTORY_SIZE,
         history_ttl: HISTORY_TTL,
         force_recovery: true,

@@ -10,17 +10,17 @@ use shared::config::{Authorize, Config, Join, NamespaceOptions};
 use store::archive::{self, MessageArchive};
 use store::records::Records;
 
-use super::{RawClient, config, http, token};
+use crate::support::{RawClient, config, http, token};
 
 /// A node whose records are in a database of its own.
 pub struct ChatNode {
     pub node: Node,
     pub archive: Arc<dyn MessageArchive>,
-    _folder: tempfile::TempDir,
+    folder: Arc<tempfile::TempDir>,
 }
 
-/// Namespaces `open`, `invite` and `server` hold groups that are joined so; `chat` has archive
-/// rights, too.
+/// Namespaces `open`, `invite` and `server` hold groups that are joined so; `kept` is open, and
+/// durable.
 pub fn chat_config() -> Config {
     let mut config = config();
     let members = NamespaceOptions {
@@ -32,10 +32,11 @@ pub fn chat_config() -> Config {
         ("open", Join::Open),
         ("invite", Join::Invite),
         ("server", Join::Server),
-        ("chat", Join::Open),
+        ("kept", Join::Open),
     ] {
         let options = NamespaceOptions {
             join,
+            durable: name == "kept",
             ..members.clone()
         };
         config.namespaces.insert(name.to_owned(), options);
@@ -45,9 +46,16 @@ pub fn chat_config() -> Config {
 
 pub async fn start(mut config: Config) -> ChatNode {
     let folder = tempfile::tempdir().unwrap();
-    let url = format!("sqlite://{}/chat.db", folder.path().display());
-    config.database.url = Some(url.into());
+    config.database.url = Some(database(&folder).into());
     archive::migrate(&config).await.unwrap();
+    open(config, Arc::new(folder)).await
+}
+
+fn database(folder: &tempfile::TempDir) -> String {
+    format!("sqlite://{}/chat.db", folder.path().display())
+}
+
+async fn open(config: Config, folder: Arc<tempfile::TempDir>) -> ChatNode {
     let archive = archive::open(&config).await.unwrap().unwrap();
     let parts = NodeParts {
         job_log: None,
@@ -60,11 +68,17 @@ pub async fn start(mut config: Config) -> ChatNode {
     ChatNode {
         node,
         archive,
-        _folder: folder,
+        folder,
     }
 }
 
 impl ChatNode {
+    /// Another node on the same database.
+    pub async fn another(&self, mut config: Config) -> Self {
+        config.database.url = Some(database(&self.folder).into());
+        open(config, Arc::clone(&self.folder)).await
+    }
+
     pub fn address(&self) -> SocketAddr {
         self.node.public_addr()
     }
