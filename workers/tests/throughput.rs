@@ -85,8 +85,9 @@ async fn messages_persisted_from_a_filled_topic() {
 
     let mut registry = Registry::default();
     let cancel = CancellationToken::new();
+    let worker_config = WorkerConfig::default();
     let worker = workers::persist::start(
-        &WorkerConfig::default(),
+        &worker_config,
         Arc::clone(&job_log),
         Arc::clone(&fixture.archive),
         Metrics::new(&mut registry),
@@ -110,7 +111,11 @@ async fn messages_persisted_from_a_filled_topic() {
         while done() < MESSAGES {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        ((MESSAGES - begun) as f64, at.elapsed().as_secs_f64(), cpu_seconds() - cpu)
+        (
+            (MESSAGES - begun) as f64,
+            at.elapsed().as_secs_f64(),
+            cpu_seconds() - cpu,
+        )
     };
     let (count, seconds, cpu) = tokio::time::timeout(PATIENCE, waiting).await.unwrap();
     cancel.cancel();
