@@ -221,6 +221,12 @@ pub(crate) static OPERATIONS: &[Operation] = &[
         "/v1/channels/{channel}/read",
         "Moves the read position on",
     ),
+    ask::<reads::Unread>(
+        "read.unread",
+        Verb::Get,
+        "/v1/unread",
+        "Counts what the user has not read",
+    ),
 ];
 
 /// Finds an operation by its RPC method.
