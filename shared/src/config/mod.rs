@@ -18,9 +18,11 @@ mod duration;
 mod environment;
 mod file;
 pub mod load;
+mod media;
 mod secret;
 mod tree;
 
+pub use media::MediaConfig;
 pub use secret::Secret;
 
 /// Everything that can be set.
@@ -47,6 +49,8 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// MongoDB: the message archive, when set.
     pub mongo: MongoConfig,
+    /// Pictures and files.
+    pub media: MediaConfig,
     /// The worker processes.
     pub worker: WorkerConfig,
     /// How a node stops.
@@ -74,6 +78,7 @@ impl Default for Config {
             kafka: KafkaConfig::default(),
             database: DatabaseConfig::default(),
             mongo: MongoConfig::default(),
+            media: MediaConfig::default(),
             worker: WorkerConfig::default(),
             drain: DrainConfig::default(),
             limits: LimitsConfig::default(),

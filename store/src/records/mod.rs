@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use shared::config::DatabaseConfig;
-use sqlx::any::{AnyPool, AnyPoolOptions};
+use sqlx::AnyPool;
+use sqlx::any::AnyPoolOptions;
 
 use crate::BoxError;
 use crate::archive::NOT_MIGRATED;

@@ -88,3 +88,13 @@ pub fn event(channel_name: &str, epoch: &str, offset: u64) -> PublicationEvent {
         published_at_ms: 1_700_000_000_000 + offset,
     }
 }
+
+/// The S3 server's bucket.
+pub fn s3() -> shared::config::MediaConfig {
+    shared::config::MediaConfig {
+        bucket: service("WYD_TEST_S3_BUCKET"),
+        endpoint: service("WYD_TEST_S3_ENDPOINT"),
+        region: "us-east-1".to_owned(),
+        ..shared::config::MediaConfig::default()
+    }
+}
