@@ -48,8 +48,8 @@ pub(crate) struct DevArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
-    /// What it does; this version knows `persist`.
-    #[arg(long, value_delimiter = ',', default_value = "persist")]
+    /// What it does, separated by commas; all roles by default: `persist`.
+    #[arg(long, value_delimiter = ',')]
     pub(crate) roles: Vec<String>,
 }
 

@@ -494,9 +494,9 @@ fn commands() -> Vec<Case> {
         .env("KAFKA_BROKERS", "h:1"),
         case(
             "worker of another version",
-            &["--roles", "\"push\"", "`persist`"],
+            &["--roles", "\"print\"", "`persist`"],
         )
-        .args(&["worker", "--roles", "persist,push"]),
+        .args(&["worker", "--roles", "persist,print"]),
         case(
             "worker without batch",
             &["worker.batch_jobs_max", "above 0"],

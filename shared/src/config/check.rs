@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{BrokerKind, Config, NamespaceOptions, environment};
+use super::{BrokerKind, Config, NamespaceOptions, WorkerRole, WorkerRoles, environment};
 
 /// Shortest HMAC secret (RFC 7518 §3.2: as long as the hash of HS256).
 const SECRET_BYTES_MIN: usize = 32;
@@ -27,12 +27,19 @@ const SIGNED_URL_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 pub enum Role {
     /// `wyd gateway`.
     Gateway,
-    /// `wyd worker`.
-    Worker,
+    /// `wyd worker` with these roles.
+    Worker(WorkerRoles),
     /// `wyd migrate`.
     Migrate,
     /// `wyd dev`: the job log is embedded.
     Dev,
+}
+
+impl Role {
+    /// True for a worker with that role.
+    fn has(self, role: WorkerRole) -> bool {
+        matches!(self, Self::Worker(roles) if roles.has(role))
+    }
 }
 
 /// What a check found.
@@ -54,7 +61,7 @@ pub fn check(config: &Config, role: Role) -> Report {
         check_broker(config, &mut report);
         check_namespaces(config, role, &mut report);
     }
-    if matches!(role, Role::Gateway | Role::Dev | Role::Worker) {
+    if matches!(role, Role::Gateway | Role::Dev | Role::Worker(_)) {
         check_addresses(config, role, &mut report);
     }
     check_kafka(config, role, &mut report);
@@ -232,7 +239,7 @@ fn check_addresses(config: &Config, role: Role, report: &mut Report) {
         || internal.ip().is_unspecified();
     let is_one_port = public.port() == internal.port() && public.port() != 0;
     report.require(
-        role == Role::Worker || !(is_one_host && is_one_port),
+        matches!(role, Role::Worker(_)) || !(is_one_host && is_one_port),
         "internal_listen",
         "must not be the public address (`listen`), which everybody reaches",
     );
@@ -352,7 +359,7 @@ fn check_kafka(config: &Config, role: Role, report: &mut Report) {
         );
     }
     report.require(
-        role != Role::Worker || !kafka.brokers.is_empty(),
+        !matches!(role, Role::Worker(_)) || !kafka.brokers.is_empty(),
         "kafka.brokers",
         "a worker takes its jobs from Kafka; set KAFKA_BROKERS",
     );
@@ -395,7 +402,7 @@ fn check_stores(config: &Config, role: Role, report: &mut Report) {
     );
     let has_archive = database.url.is_some() || mongo.url.is_some();
     report.require(
-        role != Role::Worker || has_archive,
+        !role.has(WorkerRole::Persist) || has_archive,
         "database.url",
         "the persist worker needs an archive; set DATABASE_URL (or MONGO_URL)",
     );
@@ -486,6 +493,8 @@ fn require_scheme(report: &mut Report, key: &str, url: &str, schemes: &[&str]) {
 mod tests {
     use super::*;
 
+    const WORKER: Role = Role::Worker(WorkerRoles::ALL);
+
     fn good() -> Config {
         let mut config = Config::default();
         config.auth.hmac_secret = Some("x".repeat(SECRET_BYTES_MIN).into());
@@ -502,7 +511,7 @@ mod tests {
 
     #[test]
     fn a_good_configuration_has_no_fault() {
-        for role in [Role::Gateway, Role::Worker, Role::Migrate, Role::Dev] {
+        for role in [Role::Gateway, WORKER, Role::Migrate, Role::Dev] {
             assert_eq!(check(&good(), role), Report::default(), "{role:?}");
         }
     }
@@ -514,12 +523,12 @@ mod tests {
             config.kafka.brokers.clear();
         };
         assert_eq!(errors(Role::Gateway, without), "");
-        assert!(errors(Role::Worker, without).contains("set KAFKA_BROKERS"));
-        assert!(errors(Role::Worker, without).contains("set DATABASE_URL"));
+        assert!(errors(WORKER, without).contains("set KAFKA_BROKERS"));
+        assert!(errors(WORKER, without).contains("set DATABASE_URL"));
         assert!(errors(Role::Migrate, without).contains("nothing to migrate"));
         let no_secret = |config: &mut Config| config.auth.hmac_secret = None;
         assert!(errors(Role::Gateway, no_secret).contains("set JWT_SECRET"));
-        assert_eq!(errors(Role::Worker, no_secret), "");
+        assert_eq!(errors(WORKER, no_secret), "");
     }
 
     #[test]

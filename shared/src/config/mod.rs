@@ -19,10 +19,12 @@ mod environment;
 mod file;
 pub mod load;
 mod media;
+mod roles;
 mod secret;
 mod tree;
 
 pub use media::MediaConfig;
+pub use roles::{WorkerRole, WorkerRoles};
 pub use secret::Secret;
 
 /// Everything that can be set.

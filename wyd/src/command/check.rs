@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use shared::config::Config;
 use shared::config::check::{Role, check};
+use shared::config::{Config, WorkerRoles};
 
 use super::{kafka, with_sources};
 use crate::cli::{CheckArgs, CheckRole};
@@ -42,7 +42,7 @@ pub(crate) async fn run(source: Source<'_>, args: &CheckArgs) -> Result<(), Fail
 fn role(args: &CheckArgs) -> Role {
     match args.role {
         CheckRole::Gateway => Role::Gateway,
-        CheckRole::Worker => Role::Worker,
+        CheckRole::Worker => Role::Worker(WorkerRoles::ALL),
         CheckRole::Migrate => Role::Migrate,
     }
 }

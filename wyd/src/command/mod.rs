@@ -14,9 +14,8 @@ use std::sync::Arc;
 use shared::config::Config;
 use store::archive::{ArchiveError, MessageArchive};
 use store::job_log::{JobLog, KafkaJobLog};
-use tokio::task::JoinHandle;
 
-use crate::process::{Failure, Signals};
+use crate::process::Failure;
 
 /// Connects to Kafka when it is configured.
 pub(crate) fn kafka(config: &Config) -> Result<Option<Arc<dyn JobLog>>, Failure> {
@@ -34,23 +33,6 @@ pub(crate) async fn archive(config: &Config) -> Result<Option<Arc<dyn MessageArc
     store::archive::open(config)
         .await
         .map_err(|error| archive_failure(&error))
-}
-
-/// Waits for the signal to stop.
-///
-/// # Errors
-/// When the worker ends before: a process that only looks alive would never be replaced.
-pub(crate) async fn until_stopped(
-    signals: &Signals,
-    worker: &mut JoinHandle<()>,
-) -> Result<(), Failure> {
-    tokio::select! {
-        () = signals.stop.cancelled() => Ok(()),
-        ended = worker => {
-            let why = ended.map_or_else(|error| error.to_string(), |()| "it returned".to_owned());
-            Err(Failure::Other(format!("the worker ended by itself: {why}")))
-        }
-    }
 }
 
 /// Says what is wrong with an archive.

@@ -1,57 +1,42 @@
 //! `wyd worker`: a worker replica.
 
-use prometheus_client::registry::Registry;
-use shared::config::Config;
-use shared::config::check::Role;
-use tokio_util::sync::CancellationToken;
+use std::sync::Arc;
 
-use super::{archive, kafka, until_stopped};
+use prometheus_client::registry::Registry;
+use shared::config::check::Role;
+use shared::config::{Config, WorkerRoles};
+
+use super::{archive, kafka};
 use crate::cli::WorkerArgs;
 use crate::internal::{Internal, InternalPort};
 use crate::process::{Failure, Signals, Source};
+use crate::roles::{WorkerParts, Workers};
 
 pub(crate) async fn run(source: Source<'_>, args: WorkerArgs) -> Result<(), Failure> {
-    if let Some(role) = args
-        .roles
-        .iter()
-        .find(|role| *role != workers::persist::ROLE)
-    {
-        return Err(Failure::Configuration(vec![format!(
-            "--roles: {role:?} is no role of this version; it has `{}`",
-            workers::persist::ROLE
-        )]));
-    }
-    let config = source.start(&Config::default(), Role::Worker)?;
+    let roles = WorkerRoles::parse(&args.roles)
+        .map_err(|problem| Failure::Configuration(vec![format!("--roles: {problem}")]))?;
+    let config = source.start(&Config::default(), Role::Worker(roles))?;
     let signals = Signals::hear()?;
     let internal = InternalPort::bind(config.internal_listen).await?;
     let mut registry = Registry::default();
-    let missing = |what: &str| Failure::Configuration(vec![format!("{what} is not configured")]);
-    let job_log = kafka(&config)?.ok_or_else(|| missing("kafka.brokers"))?;
-    let archive = archive(&config)
-        .await?
-        .ok_or_else(|| missing("database.url"))?;
-    let cancel = CancellationToken::new();
-    let persist = workers::persist::start(
-        &config.worker,
-        job_log,
-        archive,
-        workers::Metrics::new(&mut registry),
-        cancel.clone(),
-    );
-    let persist = persist
-        .await
-        .map_err(|error| Failure::Dependency(vec![error.to_string()]))?;
-    let mut running = tokio::spawn(persist);
+    let missing = || Failure::Configuration(vec!["kafka.brokers is not configured".to_owned()]);
+    let parts = WorkerParts {
+        job_log: kafka(&config)?.ok_or_else(missing)?,
+        archive: archive(&config).await?,
+        metrics: workers::Metrics::new(&mut registry),
+        config: Arc::clone(&config),
+    };
+    let mut workers = Workers::start(roles, &parts).await?;
     let internal = internal.serve(Internal {
         gateway: None,
         registry,
     });
-    tracing::info!(internal = %internal.address, roles = args.roles.join(","), "worker is ready");
-    until_stopped(&signals, &mut running).await?;
-    tracing::info!("worker finishes its batch");
-    cancel.cancel();
+    let names: Vec<_> = roles.iter().map(|role| role.name()).collect();
+    tracing::info!(internal = %internal.address, roles = names.join(","), "worker is ready");
+    workers.until_stopped(&signals).await?;
+    tracing::info!("workers finish their batches");
     tokio::select! {
-        ended = running => ended.map_err(|error| Failure::Other(format!("worker: {error}")))?,
+        ended = workers.finish() => ended?,
         () = signals.hurry.cancelled() => {}
     }
     internal.stop();

@@ -13,16 +13,15 @@ use std::sync::Arc;
 
 use gateway::{Node, NodeParts};
 use prometheus_client::registry::Registry;
-use shared::config::Config;
+use shared::config::WorkerRoles;
 use shared::config::check::Role;
-use store::archive::MessageArchive;
 use store::job_log::{EmbeddedJobLog, JobLog};
-use tokio_util::sync::CancellationToken;
 
-use super::{archive, archive_failure, until_stopped};
+use super::{archive, archive_failure};
 use crate::cli::DevArgs;
 use crate::internal::{Gateway, Internal, InternalPort};
 use crate::process::{Failure, Signals, Source};
+use crate::roles::{WorkerParts, Workers};
 
 pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure> {
     let data = &args.data;
@@ -49,9 +48,13 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
     let archive = archive(&config).await?;
     let job_log = embedded_job_log(data).await?;
     let mut registry = Registry::default();
-    let cancel = CancellationToken::new();
-    let metrics = workers::Metrics::new(&mut registry);
-    let mut persist = start_persist(&config, &job_log, archive.clone(), &metrics, &cancel).await?;
+    let parts = WorkerParts {
+        config: Arc::clone(&config),
+        job_log: Arc::clone(&job_log),
+        archive: archive.clone(),
+        metrics: workers::Metrics::new(&mut registry),
+    };
+    let mut workers = Workers::start(WorkerRoles::ALL, &parts).await?;
     let parts = NodeParts {
         config: Arc::clone(&config),
         job_log: Some(job_log),
@@ -65,13 +68,11 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
         registry,
     });
     greet(node.public_addr(), internal.address, data);
-    let stopped = until_stopped(&signals, &mut persist).await;
+    let stopped = workers.until_stopped(&signals).await;
     node.drain(signals.hurry).await;
-    cancel.cancel();
     if stopped.is_ok() {
         // What was accepted until now goes to the archive before the process ends.
-        let ended = persist.await;
-        ended.map_err(|error| Failure::Other(format!("worker: {error}")))?;
+        workers.finish().await?;
     }
     internal.stop();
     stopped
@@ -81,32 +82,6 @@ async fn embedded_job_log(data: &Path) -> Result<Arc<dyn JobLog>, Failure> {
     let opened = EmbeddedJobLog::open(&sqlite_url(&data.join("jobs.db"))).await;
     let job_log = opened.map_err(|error| Failure::Dependency(vec![super::with_sources(&error)]))?;
     Ok(Arc::new(job_log))
-}
-
-async fn start_persist(
-    config: &Config,
-    job_log: &Arc<dyn JobLog>,
-    archive: Option<Arc<dyn MessageArchive>>,
-    metrics: &workers::Metrics,
-    cancel: &CancellationToken,
-) -> Result<tokio::task::JoinHandle<()>, Failure> {
-    let Some(archive) = archive else {
-        return Err(Failure::Configuration(vec![
-            "database.url is not set".to_owned(),
-        ]));
-    };
-    let job_log = Arc::clone(job_log);
-    let persist = workers::persist::start(
-        &config.worker,
-        job_log,
-        archive,
-        metrics.clone(),
-        cancel.clone(),
-    );
-    let persist = persist
-        .await
-        .map_err(|error| Failure::Dependency(vec![error.to_string()]))?;
-    Ok(tokio::spawn(persist))
 }
 
 /// Says where everything is, on stdout: stderr is for the logs.

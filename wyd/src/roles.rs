@@ -1,0 +1,98 @@
+//! The workers of this process: each role is a task, and when one ends, all do.
+
+use std::sync::Arc;
+
+use shared::config::{Config, WorkerRole, WorkerRoles};
+use store::archive::MessageArchive;
+use store::job_log::{JobLog, JobLogError};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::process::{Failure, Signals};
+
+/// What workers are made of.
+pub(crate) struct WorkerParts {
+    pub(crate) config: Arc<Config>,
+    pub(crate) job_log: Arc<dyn JobLog>,
+    /// Where messages are kept.
+    pub(crate) archive: Option<Arc<dyn MessageArchive>>,
+    pub(crate) metrics: workers::Metrics,
+}
+
+/// The workers that run.
+pub(crate) struct Workers {
+    /// Each returns the name of its role.
+    running: JoinSet<&'static str>,
+    cancel: CancellationToken,
+}
+
+impl Workers {
+    /// Starts a worker for each role.
+    pub(crate) async fn start(roles: WorkerRoles, parts: &WorkerParts) -> Result<Self, Failure> {
+        let mut workers = Self {
+            running: JoinSet::new(),
+            cancel: CancellationToken::new(),
+        };
+        for role in roles.iter() {
+            match role {
+                WorkerRole::Persist => workers.start_persist(parts).await?,
+            }
+        }
+        Ok(workers)
+    }
+
+    async fn start_persist(&mut self, parts: &WorkerParts) -> Result<(), Failure> {
+        let persist = workers::persist::start(
+            &parts.config.worker,
+            Arc::clone(&parts.job_log),
+            needed(parts.archive.as_ref(), "database.url")?,
+            parts.metrics.clone(),
+            self.cancel.clone(),
+        );
+        let persist = persist.await.map_err(|error| cannot_join(&error))?;
+        self.spawn(WorkerRole::Persist, persist);
+        Ok(())
+    }
+
+    fn spawn(&mut self, role: WorkerRole, worker: impl Future<Output = ()> + Send + 'static) {
+        self.running.spawn(async move {
+            worker.await;
+            role.name()
+        });
+    }
+
+    /// Waits for the signal to stop.
+    ///
+    /// # Errors
+    /// When a worker ends before: a process that only looks alive would never be replaced.
+    pub(crate) async fn until_stopped(&mut self, signals: &Signals) -> Result<(), Failure> {
+        let ended = tokio::select! {
+            () = signals.stop.cancelled() => return Ok(()),
+            Some(ended) = self.running.join_next() => ended,
+        };
+        let why = match ended {
+            Ok(role) => format!("the {role} worker ended by itself"),
+            Err(error) => format!("a worker failed: {error}"),
+        };
+        Err(Failure::Other(why))
+    }
+
+    /// Lets every worker finish its batch.
+    pub(crate) async fn finish(mut self) -> Result<(), Failure> {
+        self.cancel.cancel();
+        while let Some(ended) = self.running.join_next().await {
+            ended.map_err(|error| Failure::Other(format!("a worker failed: {error}")))?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns a part that the configuration names, as `check` made sure for this role.
+fn needed<T: ?Sized>(part: Option<&Arc<T>>, key: &str) -> Result<Arc<T>, Failure> {
+    let missing = || Failure::Configuration(vec![format!("{key} is not configured")]);
+    part.cloned().ok_or_else(missing)
+}
+
+fn cannot_join(error: &JobLogError) -> Failure {
+    Failure::Dependency(vec![error.to_string()])
+}
