@@ -27,6 +27,7 @@ use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::outbox::Publisher;
 use crate::parts::Parts;
+use crate::server_publisher::ServerPublisher;
 use crate::session::send_queue::Signal;
 use crate::session::ticks::Ticks;
 use crate::session::{Rules, Services, VERSION};
@@ -175,6 +176,11 @@ impl Node {
     /// Returns the node's id.
     pub fn id(&self) -> &NodeId {
         &self.id
+    }
+
+    /// Returns what publishes through this node without being a client.
+    pub fn server_publisher(&self) -> ServerPublisher {
+        ServerPublisher::new(&self.config, Arc::clone(&self.services.publisher))
     }
 
     /// Returns the address of the public port.

@@ -67,7 +67,7 @@ pub fn check(config: &Config, role: Role) -> Report {
     check_kafka(config, role, &mut report);
     check_stores(config, role, &mut report);
     check_worker(config, &mut report);
-    check_media(config, &mut report);
+    check_media(config, role, &mut report);
     report
 }
 
@@ -419,8 +419,19 @@ fn check_worker(config: &Config, report: &mut Report) {
     report.require_some_time(&[("worker.store_timeout", worker.store_timeout)]);
 }
 
-fn check_media(config: &Config, report: &mut Report) {
+fn check_media(config: &Config, role: Role, report: &mut Report) {
     let media = &config.media;
+    let works = role.has(WorkerRole::Upload) && media.is_on();
+    report.require(
+        !works || config.database.url.is_some(),
+        "database.url",
+        "the upload worker keeps its rows in SQL; set DATABASE_URL",
+    );
+    report.require(
+        !works || config.broker.redis_url.is_some(),
+        "broker.redis_url",
+        "the upload worker announces media through the nodes' Redis; set REDIS_URL",
+    );
     let at_most = [
         ("media.size_max", media.size_max, MEDIA_BYTES_MAX),
         (

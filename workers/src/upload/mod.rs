@@ -22,14 +22,13 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use shared::config::MediaConfig;
-use shared::events::{GROUP_UPLOAD, TOPIC_UPLOADS};
+use shared::events::{GROUP_UPLOAD, TOPIC_UPLOADS, retry_topic};
 use store::job_log::{JobLog, JobLogError, ReceivedJob, media_event};
 use store::media::{MediaError, MediaStore};
 use store::records::{Records, RecordsError};
 use tokio_util::sync::CancellationToken;
 
-use crate::consumer::{BatchOutcome, Consumer, Handler, Later, Retry};
-use crate::dlq::DeadLetters;
+use crate::consumer::{BatchOutcome, Consumer, Handler, Later, Retry, RetryConsumer};
 use crate::metrics::Metrics;
 
 pub use publisher::{ChannelPublisher, PublishError};
@@ -71,30 +70,48 @@ pub async fn start(
     parts: UploadParts,
     cancel: CancellationToken,
 ) -> Result<impl Future<Output = ()> + Send + use<>, JobLogError> {
-    let source = parts
-        .job_log
-        .consume(GROUP_UPLOAD, TOPIC_UPLOADS, None)
-        .await?;
+    let UploadParts {
+        job_log,
+        store,
+        records,
+        publisher,
+        metrics,
+    } = parts;
+    let source = job_log.consume(GROUP_UPLOAD, TOPIC_UPLOADS, None).await?;
+    let retries = retry_topic(TOPIC_UPLOADS);
+    let retries = job_log.consume(GROUP_UPLOAD, &retries, None).await?;
     let sweeper = Sweeper {
-        store: Arc::clone(&parts.store),
-        records: parts.records.clone(),
+        store: Arc::clone(&store),
+        records: records.clone(),
         staging_ttl: config.staging_ttl,
+    };
+    let handler = Arc::new(Upload {
+        parallel: config.parallel,
+        worker: Worker::new(config, store, records, publisher),
+    });
+    let retries = RetryConsumer {
+        source: retries,
+        topic: TOPIC_UPLOADS,
+        handler: Arc::clone(&handler) as Arc<dyn Handler>,
+        job_log: Arc::clone(&job_log),
+        metrics: metrics.clone(),
     };
     let consumer = Consumer {
         source,
         topic: TOPIC_UPLOADS,
-        handler: Arc::new(Upload {
-            parallel: config.parallel,
-            worker: Worker::new(config, parts.store, parts.records, parts.publisher),
-        }),
-        dead_letters: DeadLetters::new(parts.job_log, parts.metrics.clone()),
-        metrics: parts.metrics,
+        handler,
+        job_log,
+        metrics,
         // Small files travel in the jobs: a batch must not hold many.
         batch_jobs_max: config.parallel * 2,
         batch_linger: LINGER,
     };
     Ok(async move {
-        tokio::join!(consumer.run(cancel.clone()), sweeper.run(cancel));
+        tokio::join!(
+            consumer.run(cancel.clone()),
+            retries.run(cancel.clone()),
+            sweeper.run(cancel)
+        );
     })
 }
 
@@ -140,11 +157,6 @@ impl Handler for Upload {
             }
         }
         Ok(outcome)
-    }
-
-    async fn settle(&self, _next: &BTreeMap<i32, i64>) -> Result<(), Retry> {
-        // The position is the consumer group's own.
-        Ok(())
     }
 }
 
@@ -220,7 +232,11 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    millis(SystemTime::now())
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH);
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -1,9 +1,10 @@
 //! A few threads for what takes memory and time: pictures are decoded here and nowhere else.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::{Failure, Rejection};
 

@@ -9,7 +9,7 @@ use store::media::{MediaError, MediaStore, keys};
 use store::records::{MediaState, Records, RecordsError};
 use tokio_util::sync::CancellationToken;
 
-use super::now_ms;
+use super::{millis, now_ms};
 
 /// Time between two sweeps.
 const INTERVAL: Duration = Duration::from_secs(300);
@@ -135,9 +135,4 @@ impl Sweeper {
         let medium = self.records.medium(id).await?;
         Ok(medium.is_some_and(|medium| medium.state == MediaState::Uploaded))
     }
-}
-
-fn millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use shared::config::Config;
 use store::archive::{ArchiveError, MessageArchive};
 use store::job_log::{JobLog, KafkaJobLog};
+use store::records::Records;
 
 use crate::process::Failure;
 
@@ -33,6 +34,12 @@ pub(crate) async fn archive(config: &Config) -> Result<Option<Arc<dyn MessageArc
     store::archive::open(config)
         .await
         .map_err(|error| archive_failure(&error))
+}
+
+/// Opens the chat records when there is an SQL database.
+pub(crate) async fn records(config: &Config) -> Result<Option<Records>, Failure> {
+    let opened = Records::open(&config.database).await;
+    opened.map_err(|error| Failure::Dependency(vec![format!("records: {}", with_sources(&error))]))
 }
 
 /// Says what is wrong with an archive.

@@ -9,7 +9,6 @@ mod jpeg;
 mod scale;
 
 use std::io::{BufRead, Cursor, Read, Seek, SeekFrom};
-use std::time::Instant;
 
 use bytes::Bytes;
 use image::codecs::jpeg::JpegEncoder;
@@ -18,6 +17,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageEncoder, ImageFormat, ImageReader};
 use shared::config::MediaConfig;
 use store::records::{PictureResult, Thumbnail};
+use tokio::time::Instant;
 
 use super::Rejection;
 
@@ -140,6 +140,7 @@ pub(crate) fn make(
     };
     let decoded = decode(bytes, format, bounds, deadline)?;
     let Decoded { pixels, profile } = decoded;
+    let profile = profile.as_deref();
     in_time(deadline)?;
     let is_opaque = scale::is_opaque(&pixels);
     let pixels = if is_opaque {
@@ -154,7 +155,7 @@ pub(crate) fn make(
             &pixels,
             is_opaque && format != ImageFormat::Png,
             QUALITY,
-            &profile,
+            profile,
         )?,
     };
     let mut thumbnails = Vec::new();
@@ -169,7 +170,7 @@ pub(crate) fn make(
     for side in bounds.thumbnail_sides.iter().rev() {
         in_time(deadline)?;
         smaller = scale::down(smaller, *side);
-        let (content_type, bytes) = encode(&smaller, is_opaque, THUMBNAIL_QUALITY, &profile)?;
+        let (content_type, bytes) = encode(&smaller, is_opaque, THUMBNAIL_QUALITY, profile)?;
         thumbnails.insert(0, bytes);
         let thumbnail = Thumbnail {
             side: *side,
@@ -247,7 +248,7 @@ fn encode(
     pixels: &DynamicImage,
     as_jpeg: bool,
     quality: u8,
-    profile: &Option<Vec<u8>>,
+    profile: Option<&[u8]>,
 ) -> Result<(&'static str, Bytes), Rejection> {
     let mut bytes = Vec::new();
     let content_type = if as_jpeg {
@@ -264,10 +265,10 @@ fn encode(
     Ok((content_type, bytes.into()))
 }
 
-fn with_profile(encoder: &mut impl ImageEncoder, profile: &Option<Vec<u8>>) {
+fn with_profile(encoder: &mut impl ImageEncoder, profile: Option<&[u8]>) {
     if let Some(profile) = profile {
         // A profile that the format cannot hold is left out: colours are a little off then.
-        drop(encoder.set_icc_profile(profile.clone()));
+        drop(encoder.set_icc_profile(profile.to_vec()));
     }
 }
 
@@ -275,7 +276,7 @@ fn blur(pixels: DynamicImage) -> Result<String, Rejection> {
     let (x, y) = BLUR_COMPONENTS;
     let (width, height) = (pixels.width(), pixels.height());
     blurhash::encode(x, y, width, height, &pixels.into_rgba8())
-        .map_err(|error| damaged(&error.to_string()))
+        .map_err(|error| damaged(error.to_string()))
 }
 
 fn in_time(deadline: Instant) -> Result<(), Rejection> {
@@ -296,13 +297,13 @@ fn unreadable(error: image::ImageError) -> Rejection {
         image::ImageError::IoError(error) if error.kind() == std::io::ErrorKind::TimedOut => {
             Rejection::new("image_too_slow", "the picture takes too long to decode")
         }
-        error => damaged(&error.to_string()),
+        error => damaged(error.to_string()),
     }
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is given to map_err")]
 fn unwritable(error: image::ImageError) -> Rejection {
-    damaged(&error.to_string())
+    damaged(error.to_string())
 }
 
 fn damaged(why: impl AsRef<str>) -> Rejection {
