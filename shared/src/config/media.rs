@@ -100,9 +100,9 @@ impl Default for MediaConfig {
             download_url_ttl: Duration::from_secs(15 * 60),
             staging_ttl: Duration::from_secs(24 * 3600),
             image_pixels_max: 50_000_000,
-            image_memory_max: 168 << 20,
+            image_memory_max: 192 << 20,
             image_timeout: Duration::from_secs(20),
-            image_side_max: 3072,
+            image_side_max: 4096,
             thumbnail_sides: vec![160, 480, 1280],
             parallel: 4,
         }

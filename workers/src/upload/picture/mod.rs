@@ -112,7 +112,8 @@ pub(crate) fn cost(bytes: &Bytes, format: ImageFormat, bounds: &Bounds) -> Resul
         )));
     }
     let (kept_width, kept_height) = fit(width, height, bounds.side_max);
-    let kept = u64::from(kept_width) * u64::from(kept_height) * 4;
+    let channels = if format == ImageFormat::Jpeg { 3 } else { 4 };
+    let kept = u64::from(kept_width) * u64::from(kept_height) * channels;
     let needed = working + kept + bytes.len() as u64;
     if needed > bounds.memory_max {
         return Err(too_large(format!(
