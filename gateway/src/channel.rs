@@ -45,6 +45,11 @@ impl Namespace {
             history,
         })
     }
+
+    /// True when its channels have members.
+    pub fn has_members(&self) -> bool {
+        self.options.authorize == Authorize::Membership
+    }
 }
 
 /// The rules of all channels.
@@ -119,6 +124,12 @@ impl Channels {
         }
     }
 
+    /// True when nobody may be on the namespace's channels who is no member: what the rules
+    /// below allow holds for members only, and whoever asks them asks for the membership, too.
+    pub fn needs_membership(&self, namespace: &Namespace) -> bool {
+        namespace.has_members() && !self.insecure
+    }
+
     /// Decides whether a client may subscribe without a subscription token.
     ///
     /// # Errors
@@ -135,6 +146,9 @@ impl Channels {
         }
         if channel.as_str().starts_with(PRIVATE_PREFIX) {
             return Err(ClientError::PERMISSION_DENIED);
+        }
+        if namespace.has_members() {
+            return grant(!user.is_anonymous());
         }
         if options.allow_user_limited_channels && channel.as_str().contains(USER_BOUNDARY) {
             return grant(is_in_user_list(channel, user));
@@ -178,7 +192,9 @@ impl Channels {
         if !is_on {
             return Err(ClientError::NOT_AVAILABLE);
         }
-        let is_allowed = for_client || (for_subscriber && asker.is_subscribed);
+        // A member may do over REST what it may do on a subscription.
+        let is_subscriber = asker.is_subscribed || namespace.has_members();
+        let is_allowed = for_client || (for_subscriber && is_subscriber);
         let is_known = !asker.user.is_anonymous() || for_anonymous;
         grant(self.insecure || (is_allowed && is_known))
     }

@@ -9,6 +9,7 @@ mod api;
 pub mod auth;
 pub mod broker;
 pub mod channel;
+mod chat;
 pub mod control;
 mod drain;
 pub mod health;

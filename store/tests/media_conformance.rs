@@ -272,11 +272,15 @@ async fn parts_become_one_object(fixture: &Fixture) {
         found.is_some_and(|open| open.begun_at.elapsed().unwrap_or_default() < 10 * MINUTE)
     };
     assert!(is_open().await);
-    let put = store.complete_parts(&key, &upload).await.unwrap();
+    let size = body.len() as u64;
+    let early = store.complete_parts(&key, &upload, size + 1).await;
+    assert!(matches!(early, Err(MediaError::Refused(_))), "{early:?}");
+    assert!(is_open().await);
+    let put = store.complete_parts(&key, &upload, size).await.unwrap();
     assert_eq!(put, Put::Created);
     assert!(!is_open().await);
     assert_eq!(whole(store, &key).await, body);
-    let again = store.complete_parts(&key, &upload).await.unwrap_err();
+    let again = store.complete_parts(&key, &upload, size).await.unwrap_err();
     assert!(matches!(again, MediaError::NotFound), "{again:?}");
 
     // A second upload of the same object changes nothing and leaves nothing.
@@ -287,7 +291,7 @@ async fn parts_become_one_object(fixture: &Fixture) {
         number: 1,
     };
     store.put_part(part, bytes(3)).await.unwrap();
-    let put = store.complete_parts(&key, &upload).await.unwrap();
+    let put = store.complete_parts(&key, &upload, 3).await.unwrap();
     assert_eq!(put, Put::Exists);
     assert_eq!(store.size(&key).await.unwrap(), Some(body.len() as u64));
     assert!(store.open_uploads(&key).await.unwrap().is_empty());

@@ -104,7 +104,11 @@ async fn upload_in_parts(uploads: &Uploads, body: &Bytes, content_type: &str) ->
             .unwrap();
         assert_eq!(put(&signed, part).await, 200);
     }
-    uploads.store.complete_parts(&key, &upload).await.unwrap();
+    uploads
+        .store
+        .complete_parts(&key, &upload, body.len() as u64)
+        .await
+        .unwrap();
     uploads.complete(id, None).await;
     id
 }

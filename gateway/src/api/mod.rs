@@ -5,6 +5,7 @@
 
 mod control;
 mod history;
+mod members;
 mod presence;
 mod publish;
 mod router;

@@ -1,6 +1,8 @@
 //! What the gateway's integration tests share: a node in this process, and a raw client that can
 //! say things no SDK would say.
 
+pub mod chat;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +52,8 @@ pub async fn start(config: Config) -> Node {
         config: Arc::new(config),
         job_log: None,
         archive: None,
+        records: None,
+        media: None,
         extra_routes: axum::Router::new(),
     };
     Node::start(parts, &mut Registry::default()).await.unwrap()

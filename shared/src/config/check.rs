@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use super::{BrokerKind, Config, NamespaceOptions, WorkerRole, WorkerRoles, environment};
+use super::{
+    Authorize, BrokerKind, Config, Join, NamespaceOptions, WorkerRole, WorkerRoles, environment,
+};
 
 /// Shortest HMAC secret (RFC 7518 §3.2: as long as the hash of HS256).
 const SECRET_BYTES_MIN: usize = 32;
@@ -21,6 +23,8 @@ const SMALL_BYTES_MAX: u64 = 700 << 10;
 const PART_BYTES_MIN: u64 = 5 << 20;
 /// Longest life of a signed address in S3.
 const SIGNED_URL_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A removed member must not stay one for longer on a node that did not hear of it.
+const MEMBERSHIP_CACHE_TTL_MAX: Duration = Duration::from_secs(60);
 
 /// What a process will do with the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +64,7 @@ pub fn check(config: &Config, role: Role) -> Report {
         check_limits(config, &mut report);
         check_broker(config, &mut report);
         check_namespaces(config, role, &mut report);
+        check_chat(config, &mut report);
     }
     if matches!(role, Role::Gateway | Role::Dev | Role::Worker(_)) {
         check_addresses(config, role, &mut report);
@@ -289,6 +294,7 @@ fn check_namespaces(config: &Config, role: Role, report: &mut Report) {
     let has_job_log = role == Role::Dev || !config.kafka.brokers.is_empty();
     for (path, options) in named.chain(without) {
         check_namespace(&path, options, has_job_log, report);
+        check_membership(&path, options, config.database.url.is_some(), report);
     }
     for name in config.namespaces.keys() {
         let is_plain = !name.is_empty()
@@ -336,6 +342,51 @@ fn check_namespace(path: &str, options: &NamespaceOptions, has_job_log: bool, re
         !options.force_push_join_leave || options.join_leave,
         &key("force_push_join_leave"),
         "there is nothing to push; set join_leave = true",
+    );
+}
+
+fn check_membership(
+    path: &str,
+    options: &NamespaceOptions,
+    has_database: bool,
+    report: &mut Report,
+) {
+    let is_for_members = options.authorize == Authorize::Membership;
+    report.require(
+        !is_for_members || has_database,
+        &format!("{path}.authorize"),
+        "members are kept in the SQL database; set DATABASE_URL",
+    );
+    report.require(
+        options.join == Join::Server || is_for_members,
+        &format!("{path}.join"),
+        "there are no members to join; set authorize = \"membership\"",
+    );
+}
+
+fn check_chat(config: &Config, report: &mut Report) {
+    let chat = &config.chat;
+    for (key, value) in [
+        ("channels_per_user_max", chat.channels_per_user_max),
+        ("members_per_channel_max", chat.members_per_channel_max),
+        ("devices_per_user_max", chat.devices_per_user_max),
+        ("blocks_per_user_max", chat.blocks_per_user_max),
+        (
+            "invitations_per_channel_max",
+            chat.invitations_per_channel_max,
+        ),
+    ] {
+        report.require(value > 0, &format!("chat.{key}"), "must be above 0");
+    }
+    report.require_above_zero(&[(
+        "chat.membership_cache_entries_max",
+        chat.membership_cache_entries_max,
+    )]);
+    report.require_some_time(&[("chat.invitation_ttl_max", chat.invitation_ttl_max)]);
+    report.require(
+        chat.membership_cache_ttl <= MEMBERSHIP_CACHE_TTL_MAX,
+        "chat.membership_cache_ttl",
+        "for so long a removed member could go on on a node that was cut off; set at most 60s",
     );
 }
 
@@ -431,6 +482,11 @@ fn check_media(config: &Config, role: Role, report: &mut Report) {
         !works || config.broker.redis_url.is_some(),
         "broker.redis_url",
         "the upload worker announces media through the nodes' Redis; set REDIS_URL",
+    );
+    report.require(
+        role == Role::Dev || media.folder.is_empty(),
+        "media.folder",
+        "only wyd dev serves a folder; leave it empty, and set AWS_S3_BUCKET",
     );
     let at_most = [
         ("media.size_max", media.size_max, MEDIA_BYTES_MAX),
@@ -540,6 +596,31 @@ mod tests {
         let no_secret = |config: &mut Config| config.auth.hmac_secret = None;
         assert!(errors(Role::Gateway, no_secret).contains("set JWT_SECRET"));
         assert_eq!(errors(WORKER, no_secret), "");
+    }
+
+    #[test]
+    fn members_need_a_database() {
+        let members = |config: &mut Config| {
+            let options = NamespaceOptions {
+                authorize: Authorize::Membership,
+                join: Join::Open,
+                ..NamespaceOptions::default()
+            };
+            config.namespaces.insert("chat".to_owned(), options);
+        };
+        assert_eq!(errors(Role::Gateway, members), "");
+        let text = errors(Role::Gateway, |config| {
+            members(config);
+            config.database.url = None;
+        });
+        assert!(text.contains("namespaces.chat.authorize") && text.contains("set DATABASE_URL"));
+        let text = errors(Role::Gateway, |config| {
+            members(config);
+            if let Some(options) = config.namespaces.get_mut("chat") {
+                options.authorize = Authorize::Token;
+            }
+        });
+        assert!(text.contains("namespaces.chat.join"), "{text}");
     }
 
     #[test]

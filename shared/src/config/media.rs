@@ -11,8 +11,8 @@ use super::duration;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MediaConfig {
-    /// S3 bucket of the objects; with it and `folder` empty there are no media. Credentials come
-    /// from the AWS SDK's default chain only. Environment: `AWS_S3_BUCKET`.
+    /// S3 bucket of the objects; empty: nothing can be uploaded. Credentials come from the AWS
+    /// SDK's default chain only. Environment: `AWS_S3_BUCKET`.
     pub bucket: String,
     /// Region of the bucket; empty: the AWS SDK's default. Environment: `AWS_S3_REGION`.
     pub region: String,
@@ -21,7 +21,7 @@ pub struct MediaConfig {
     pub endpoint: String,
     /// Key of SSE-KMS that new objects are encrypted with; empty: the bucket's own encryption.
     pub kms_key_id: String,
-    /// Folder that keeps the objects when there is no bucket: for one node only.
+    /// Folder that keeps the objects in `wyd dev`, which sets it.
     pub folder: String,
     /// Content types that may be uploaded; a file's own bytes decide which it is.
     pub content_types: Vec<String>,

@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+mod chat;
 pub mod check;
 pub mod document;
 mod duration;
@@ -23,6 +24,7 @@ mod roles;
 mod secret;
 mod tree;
 
+pub use chat::ChatConfig;
 pub use media::MediaConfig;
 pub use roles::{WorkerRole, WorkerRoles};
 pub use secret::Secret;
@@ -53,6 +55,8 @@ pub struct Config {
     pub mongo: MongoConfig,
     /// Pictures and files.
     pub media: MediaConfig,
+    /// The chat part.
+    pub chat: ChatConfig,
     /// The worker processes.
     pub worker: WorkerConfig,
     /// How a node stops.
@@ -81,6 +85,7 @@ impl Default for Config {
             database: DatabaseConfig::default(),
             mongo: MongoConfig::default(),
             media: MediaConfig::default(),
+            chat: ChatConfig::default(),
             worker: WorkerConfig::default(),
             drain: DrainConfig::default(),
             limits: LimitsConfig::default(),
@@ -489,10 +494,14 @@ impl Default for TelemetryConfig {
 pub struct NamespaceOptions {
     /// Publications reach Kafka and the archive, and are acknowledged only then. Needs history.
     pub durable: bool,
-    /// Who may subscribe: `token` (a subscription token or another rule is needed) or `public`
+    /// Who may subscribe: `token` (a subscription token or another rule is needed), `public`
     /// (every user with a valid connection token; anonymous ones only with
-    /// `allow_subscribe_for_anonymous`).
+    /// `allow_subscribe_for_anonymous`) or `membership` (the channel's members; no token and no
+    /// other rule lets anybody else in, to publish or to read). Needs `database.url`.
     pub authorize: Authorize,
+    /// Who may become a member where `authorize` is `membership`: `server` (only who the server
+    /// API adds), `invite` (also who a member invites) or `open` (everybody).
+    pub join: Join,
     /// Keeps who is subscribed.
     pub presence: bool,
     /// Tells subscribers who came and went, when they ask for it.
@@ -552,6 +561,21 @@ pub enum Authorize {
     Token,
     /// Every user with a valid connection token.
     Public,
+    /// The channel's members, and nobody else.
+    Membership,
+}
+
+/// Who may become a member of a namespace's channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Join {
+    /// Whom the server API adds.
+    #[default]
+    Server,
+    /// Whoever has an invitation.
+    Invite,
+    /// Everybody.
+    Open,
 }
 
 impl Default for NamespaceOptions {
@@ -559,6 +583,7 @@ impl Default for NamespaceOptions {
         Self {
             durable: false,
             authorize: Authorize::Token,
+            join: Join::Server,
             presence: false,
             join_leave: false,
             force_push_join_leave: false,

@@ -75,7 +75,8 @@ pub trait MediaStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`MediaError::NotFound`] when there is no such upload: it was completed or aborted.
-    async fn complete_parts(&self, key: &str, upload: &str) -> Result<Put, MediaError>;
+    /// [`MediaError::Refused`] when the parts have not `size` bytes together; they stay.
+    async fn complete_parts(&self, key: &str, upload: &str, size: u64) -> Result<Put, MediaError>;
 
     /// Gives an upload up, with its parts; one that is not there is no error.
     ///
@@ -128,6 +129,16 @@ pub trait MediaStore: Send + Sync + 'static {
     /// # Errors
     /// See [`MediaError`].
     async fn ping(&self) -> Result<(), MediaError>;
+}
+
+/// Refuses to make an object of other parts than were announced.
+fn check_parts(size: u64, expected: u64) -> Result<(), MediaError> {
+    if size == expected {
+        Ok(())
+    } else {
+        let text = format!("the parts have {size} bytes, not {expected}");
+        Err(MediaError::Refused(text))
+    }
 }
 
 /// What a write came to.

@@ -23,7 +23,7 @@ use shared::config::MediaConfig;
 
 use super::{
     DownloadTerms, MediaError, MediaStore, Object, OpenUpload, PartOf, Put, SignedRequest,
-    UploadTerms,
+    UploadTerms, check_parts,
 };
 
 /// How often the SDK tries one operation.
@@ -74,9 +74,14 @@ impl S3Store {
             .map(|_| ServerSideEncryption::AwsKms)
     }
 
-    /// Lists what parts an upload has.
-    async fn parts(&self, key: &str, upload: &str) -> Result<Vec<CompletedPart>, MediaError> {
+    /// Lists what parts an upload has, with their size together.
+    async fn parts(
+        &self,
+        key: &str,
+        upload: &str,
+    ) -> Result<(Vec<CompletedPart>, u64), MediaError> {
         let mut parts = Vec::new();
+        let mut size = 0;
         let mut pages = self
             .client
             .list_parts()
@@ -93,9 +98,10 @@ impl S3Store {
                     .set_checksum_crc32(part.checksum_crc32().map(str::to_owned))
                     .set_checksum_crc64_nvme(part.checksum_crc64_nvme().map(str::to_owned));
                 parts.push(completed.build());
+                size += unsigned(part.size());
             }
         }
-        Ok(parts)
+        Ok((parts, size))
     }
 }
 
@@ -196,8 +202,9 @@ impl MediaStore for S3Store {
             .map_err(failed)
     }
 
-    async fn complete_parts(&self, key: &str, upload: &str) -> Result<Put, MediaError> {
-        let parts = self.parts(key, upload).await?;
+    async fn complete_parts(&self, key: &str, upload: &str, size: u64) -> Result<Put, MediaError> {
+        let (parts, found) = self.parts(key, upload).await?;
+        check_parts(found, size)?;
         let parts = CompletedMultipartUpload::builder().set_parts(Some(parts));
         let request = self.client.complete_multipart_upload().bucket(&self.bucket);
         let answer = request

@@ -72,7 +72,7 @@ async fn copy(
     if hex(&hash.finalize()) != event.sha256 {
         return Err(Rejection::checksum().into());
     }
-    store.complete_parts(to, upload).await?;
+    store.complete_parts(to, upload, event.size).await?;
     Ok(())
 }
 

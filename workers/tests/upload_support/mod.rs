@@ -385,8 +385,8 @@ impl MediaStore for Flaky {
         self.store.put_part(part, body).await
     }
 
-    async fn complete_parts(&self, key: &str, upload: &str) -> Result<Put, MediaError> {
-        self.store.complete_parts(key, upload).await
+    async fn complete_parts(&self, key: &str, upload: &str, size: u64) -> Result<Put, MediaError> {
+        self.store.complete_parts(key, upload, size).await
     }
 
     async fn abort_parts(&self, key: &str, upload: &str) -> Result<(), MediaError> {

@@ -49,7 +49,11 @@ impl Media {
     async fn check_upload(&self, medium: &Medium) -> Result<(), ChatError> {
         let key = keys::staging(&medium.id.to_string());
         if !medium.upload.is_empty() {
-            match self.store.complete_parts(&key, &medium.upload).await {
+            match self
+                .store
+                .complete_parts(&key, &medium.upload, medium.size)
+                .await
+            {
                 // An earlier attempt has put them together.
                 Ok(_) | Err(MediaError::NotFound) => {}
                 Err(MediaError::Refused(why)) => {

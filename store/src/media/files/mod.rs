@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, SeekFrom};
 
 use super::{
     DownloadTerms, MediaError, MediaStore, Object, OpenUpload, PartOf, Put, SignedRequest,
-    UploadTerms,
+    UploadTerms, check_parts,
 };
 
 pub use address::Grant;
@@ -224,18 +224,18 @@ impl MediaStore for FileStore {
         Ok(tokio::fs::rename(temporary, target).await?)
     }
 
-    async fn complete_parts(&self, key: &str, upload: &str) -> Result<Put, MediaError> {
+    async fn complete_parts(&self, key: &str, upload: &str, size: u64) -> Result<Put, MediaError> {
         let folder = self.parts(key, upload).await?;
         let mut parts = Vec::new();
+        let mut found = 0;
         let mut entries = tokio::fs::read_dir(&folder).await?;
         while let Some(entry) = entries.next_entry().await? {
             if entry.file_name() != KEY_FILE {
+                found += entry.metadata().await?.len();
                 parts.push(entry.path());
             }
         }
-        if parts.is_empty() {
-            return Err(MediaError::Refused("the upload has no parts".to_owned()));
-        }
+        check_parts(found, size)?;
         parts.sort();
         let temporary = self.temporary();
         let mut whole = tokio::fs::File::create(&temporary).await?;

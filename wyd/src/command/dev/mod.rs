@@ -49,6 +49,7 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
         .await
         .map_err(|error| archive_failure(&error))?;
     let archive = archive(&config).await?;
+    let records = records(&config).await?;
     let job_log = embedded_job_log(data).await?;
     let mut registry = Registry::default();
     let metrics = workers::Metrics::new(&mut registry);
@@ -58,6 +59,8 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
         config: Arc::clone(&config),
         job_log: Some(Arc::clone(&job_log)),
         archive: archive.clone(),
+        records: records.clone(),
+        media: Some(Arc::clone(&media)),
         extra_routes: demo::routes(Arc::clone(&config)).merge(files::routes(files)),
     };
     let node = Node::start(parts, &mut registry).await;
@@ -66,7 +69,7 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
         config: Arc::clone(&config),
         job_log,
         archive,
-        records: records(&config).await?,
+        records,
         media: Some(media),
         announcer: Some(Arc::new(Announcer(node.server_publisher()))),
         metrics,
