@@ -61,8 +61,11 @@ async fn put(url: &store::media::SignedRequest, body: &[u8]) -> u16 {
     for (name, value) in &url.headers {
         request = request.header(name, value);
     }
-    let answer = request.body(body.to_vec()).send().await.unwrap();
-    answer.status().as_u16()
+    match request.body(body.to_vec()).send().await {
+        Ok(answer) => answer.status().as_u16(),
+        // A server may refuse a large body before it has read it.
+        Err(_) => 400,
+    }
 }
 
 /// What a client does with a file that is too large for a job.
