@@ -19,7 +19,9 @@ pub mod node;
 pub mod outbox;
 pub mod parts;
 pub mod presence;
+pub mod server_publisher;
 mod session;
 mod transport;
 
 pub use node::{Node, NodeParts, NodeStats, StartError};
+pub use server_publisher::{ServerPublishError, ServerPublisher};

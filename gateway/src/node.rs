@@ -11,6 +11,7 @@ use shared::ids::{ChannelName, NodeId, UserId};
 use shared::protocol::{Disconnect, Unsubscribe};
 use store::archive::MessageArchive;
 use store::job_log::JobLog;
+use store::media::MediaStore;
 use store::records::Records;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -21,6 +22,7 @@ use crate::api::{self, Api};
 use crate::auth::Verifier;
 use crate::broker::{BrokerError, memory, redis_streams};
 use crate::channel::Channels;
+use crate::chat::media::Media;
 use crate::chat::memberships::Memberships;
 use crate::chat::{self, Chat};
 use crate::control::{Control, ControlCommand, NodeInfo, Obey};
@@ -30,6 +32,7 @@ use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::outbox::Publisher;
 use crate::parts::Parts;
+use crate::server_publisher::ServerPublisher;
 use crate::session::send_queue::Signal;
 use crate::session::ticks::Ticks;
 use crate::session::{Rules, Services, VERSION};
@@ -52,6 +55,8 @@ pub struct NodeParts {
     pub archive: Option<Arc<dyn MessageArchive>>,
     /// Devices, channels, members; `None`: the chat part is not available.
     pub records: Option<Records>,
+    /// Where media are kept; `None`: nothing can be uploaded.
+    pub media: Option<Arc<dyn MediaStore>>,
     /// Answers paths of the public port that the gateway has no route for.
     pub extra_routes: Router,
 }
@@ -122,6 +127,7 @@ impl Node {
             job_log,
             archive,
             records,
+            media,
             extra_routes,
         } = parts;
         let id = NodeId::random();
@@ -137,6 +143,11 @@ impl Node {
         let between = between_nodes(&config, &id, &hub, obeyer, &tasks, &background).await?;
         between.register_metrics(registry);
         hub.attach(Arc::clone(&between.broker));
+        let media = media.zip(job_log.clone()).map(|(store, job_log)| Media {
+            store,
+            job_log,
+            config: config.media.clone(),
+        });
         let publisher = Publisher::start(
             Arc::clone(&between.broker),
             Arc::clone(&between.outbox),
@@ -160,6 +171,7 @@ impl Node {
             control: Arc::clone(&between.control),
             archive,
             records,
+            media,
             memberships,
             metrics: Arc::clone(&metrics),
         });
@@ -196,6 +208,11 @@ impl Node {
     /// Returns the node's id.
     pub fn id(&self) -> &NodeId {
         &self.id
+    }
+
+    /// Returns what publishes through this node without being a client.
+    pub fn server_publisher(&self) -> ServerPublisher {
+        ServerPublisher::new(&self.config, Arc::clone(&self.services.publisher))
     }
 
     /// Returns the address of the public port.

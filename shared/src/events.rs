@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::ids::{ChannelName, Epoch, MessageId};
+use crate::ids::{ChannelName, Epoch, MediaId, MessageId};
 use crate::protocol::Tags;
 
 /// Topic of publications of durable channels; keyed by channel.
@@ -169,4 +169,26 @@ pub struct EventClientInfo {
     /// The subscription token's `info`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chan_info: Option<Box<RawValue>>,
+}
+
+/// A medium that was uploaded and waits to be checked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MediaEvent {
+    /// The medium, also the Kafka key.
+    pub id: MediaId,
+    /// The channel that learns what came of it.
+    pub channel: ChannelName,
+    /// Who uploaded it.
+    pub user: String,
+    /// Content type as the user declared it.
+    pub content_type: String,
+    /// Bytes, as declared.
+    pub size: u64,
+    /// SHA-256 of the bytes as declared, 64 hexadecimal digits.
+    pub sha256: String,
+    /// The bytes themselves, in base64; absent: they are in the media store's staging area.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<String>,
+    /// When the upload was completed, Unix milliseconds.
+    pub uploaded_at_ms: u64,
 }

@@ -8,5 +8,6 @@ pub mod consumer;
 pub mod dlq;
 pub mod metrics;
 pub mod persist;
+pub mod upload;
 
 pub use metrics::Metrics;

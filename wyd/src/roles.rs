@@ -5,8 +5,11 @@ use std::sync::Arc;
 use shared::config::{Config, WorkerRole, WorkerRoles};
 use store::archive::MessageArchive;
 use store::job_log::{JobLog, JobLogError};
+use store::media::MediaStore;
+use store::records::Records;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use workers::upload::{ChannelPublisher, UploadParts};
 
 use crate::process::{Failure, Signals};
 
@@ -16,6 +19,12 @@ pub(crate) struct WorkerParts {
     pub(crate) job_log: Arc<dyn JobLog>,
     /// Where messages are kept.
     pub(crate) archive: Option<Arc<dyn MessageArchive>>,
+    /// The chat records.
+    pub(crate) records: Option<Records>,
+    /// Where media are kept; without it nothing is uploaded.
+    pub(crate) media: Option<Arc<dyn MediaStore>>,
+    /// How channels learn of their media.
+    pub(crate) announcer: Option<Arc<dyn ChannelPublisher>>,
     pub(crate) metrics: workers::Metrics,
 }
 
@@ -36,6 +45,7 @@ impl Workers {
         for role in roles.iter() {
             match role {
                 WorkerRole::Persist => workers.start_persist(parts).await?,
+                WorkerRole::Upload => workers.start_upload(parts).await?,
             }
         }
         Ok(workers)
@@ -55,6 +65,28 @@ impl Workers {
         let config = Arc::clone(&parts.config);
         let retention = workers::persist::retention::run(config, archive, self.cancel.clone());
         self.spawn(WorkerRole::Persist, retention);
+        Ok(())
+    }
+
+    async fn start_upload(&mut self, parts: &WorkerParts) -> Result<(), Failure> {
+        let Some(store) = &parts.media else {
+            tracing::info!("no media are configured (media.bucket): nothing is uploaded");
+            return Ok(());
+        };
+        let missing = |key: &str| Failure::Configuration(vec![format!("{key} is not configured")]);
+        let upload = UploadParts {
+            job_log: Arc::clone(&parts.job_log),
+            store: Arc::clone(store),
+            records: parts
+                .records
+                .clone()
+                .ok_or_else(|| missing("database.url"))?,
+            publisher: needed(parts.announcer.as_ref(), "broker.redis_url")?,
+            metrics: parts.metrics.clone(),
+        };
+        let upload = workers::upload::start(&parts.config.media, upload, self.cancel.clone());
+        let upload = upload.await.map_err(|error| cannot_join(&error))?;
+        self.spawn(WorkerRole::Upload, upload);
         Ok(())
     }
 

@@ -16,6 +16,7 @@ mod devices;
 mod direct;
 pub(crate) mod error;
 mod invitations;
+pub(crate) mod media;
 mod members;
 pub(crate) mod memberships;
 pub(crate) mod messages;
@@ -57,6 +58,8 @@ pub(crate) struct Chat {
     pub(crate) control: Arc<dyn Control>,
     pub(crate) archive: Option<Arc<dyn MessageArchive>>,
     pub(crate) records: Option<Records>,
+    /// What media need; without it nothing can be uploaded.
+    pub(crate) media: Option<media::Media>,
     pub(crate) memberships: Arc<Memberships>,
     pub(crate) metrics: Arc<Metrics>,
 }

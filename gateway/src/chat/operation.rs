@@ -15,7 +15,9 @@ use serde::de::DeserializeOwned;
 use super::error::ChatError;
 use super::messages::SentMessage;
 use super::{Caller, Chat};
-use super::{blocks, changes, channels, devices, direct, invitations, members, messages, reads};
+use super::{
+    blocks, changes, channels, devices, direct, invitations, media, members, messages, reads,
+};
 use crate::broker::NewPublication;
 
 /// A request that is answered from the stores.
@@ -226,6 +228,24 @@ pub(crate) static OPERATIONS: &[Operation] = &[
         Verb::Get,
         "/v1/unread",
         "Counts what the user has not read",
+    ),
+    ask::<media::CreateMedia>(
+        "media.create",
+        Verb::Post,
+        "/v1/media",
+        "Announces a picture or a file",
+    ),
+    ask::<media::CompleteMedia>(
+        "media.complete",
+        Verb::Post,
+        "/v1/media/{id}/complete",
+        "Says that it was uploaded",
+    ),
+    ask::<media::GetMedia>(
+        "media.get",
+        Verb::Get,
+        "/v1/media/{id}",
+        "Reads a picture or a file",
     ),
 ];
 

@@ -61,6 +61,7 @@ async fn open(config: Config, folder: Arc<tempfile::TempDir>) -> ChatNode {
         job_log: None,
         archive: Some(Arc::clone(&archive)),
         records: Records::open(&config.database).await.unwrap(),
+        media: None,
         config: Arc::new(config),
         extra_routes: axum::Router::new(),
     };

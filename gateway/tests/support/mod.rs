@@ -51,6 +51,7 @@ pub async fn start(config: Config) -> Node {
         job_log: None,
         archive: None,
         records: None,
+        media: None,
         extra_routes: axum::Router::new(),
     };
     Node::start(parts, &mut Registry::default()).await.unwrap()

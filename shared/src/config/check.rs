@@ -15,6 +15,14 @@ const LEEWAY_MAX: Duration = Duration::from_secs(60);
 /// SDKs give a command up after five seconds.
 const PUBLISH_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
+/// Largest S3 object whose parts need no more than 5 GiB each.
+const MEDIA_BYTES_MAX: u64 = 5 << 30;
+/// As base64 in a job it still fits into Kafka's default of 1 MiB a message.
+const SMALL_BYTES_MAX: u64 = 700 << 10;
+/// S3's smallest part, but for the last.
+const PART_BYTES_MIN: u64 = 5 << 20;
+/// Longest life of a signed address in S3.
+const SIGNED_URL_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A removed member must not stay one for longer on a node that did not hear of it.
 const MEMBERSHIP_CACHE_TTL_MAX: Duration = Duration::from_secs(60);
 
@@ -64,6 +72,7 @@ pub fn check(config: &Config, role: Role) -> Report {
     check_kafka(config, role, &mut report);
     check_stores(config, role, &mut report);
     check_worker(config, &mut report);
+    check_media(config, role, &mut report);
     report
 }
 
@@ -467,6 +476,78 @@ fn check_worker(config: &Config, report: &mut Report) {
         ("worker.store_timeout", worker.store_timeout),
         ("worker.retention_interval", worker.retention_interval),
     ]);
+}
+
+fn check_media(config: &Config, role: Role, report: &mut Report) {
+    let media = &config.media;
+    let works = role.has(WorkerRole::Upload) && media.is_on();
+    report.require(
+        !works || config.database.url.is_some(),
+        "database.url",
+        "the upload worker keeps its rows in SQL; set DATABASE_URL",
+    );
+    report.require(
+        !works || config.broker.redis_url.is_some(),
+        "broker.redis_url",
+        "the upload worker announces media through the nodes' Redis; set REDIS_URL",
+    );
+    report.require(
+        role == Role::Dev || media.folder.is_empty(),
+        "media.folder",
+        "only wyd dev serves a folder; leave it empty, and set AWS_S3_BUCKET",
+    );
+    let at_most = [
+        ("media.size_max", media.size_max, MEDIA_BYTES_MAX),
+        (
+            "media.image_bytes_max",
+            media.image_bytes_max,
+            media.size_max,
+        ),
+        (
+            "media.small_bytes_max",
+            media.small_bytes_max as u64,
+            SMALL_BYTES_MAX,
+        ),
+    ];
+    for (key, value, most) in at_most {
+        report.require(
+            (1..=most).contains(&value),
+            key,
+            format!("must be from 1 to {most}"),
+        );
+    }
+    report.require(
+        media.multipart_bytes_min >= PART_BYTES_MIN,
+        "media.multipart_bytes_min",
+        format!("a part has at least {PART_BYTES_MIN} bytes in S3; set at least that"),
+    );
+    report.require_above_zero(&[
+        ("media.pending_max", media.pending_max),
+        ("media.parallel", media.parallel),
+        ("media.content_types", media.content_types.len()),
+    ]);
+    report.require_some_time(&[
+        ("media.upload_url_ttl", media.upload_url_ttl),
+        ("media.download_url_ttl", media.download_url_ttl),
+        ("media.staging_ttl", media.staging_ttl),
+        ("media.image_timeout", media.image_timeout),
+    ]);
+    for (key, ttl) in [
+        ("media.upload_url_ttl", media.upload_url_ttl),
+        ("media.download_url_ttl", media.download_url_ttl),
+    ] {
+        report.require(
+            ttl <= SIGNED_URL_TTL_MAX,
+            key,
+            "S3 accepts signed addresses for 7 days at most; set a shorter time",
+        );
+    }
+    let sides = media.thumbnail_sides.iter().chain([&media.image_side_max]);
+    report.require(
+        sides.into_iter().all(|side| (16..=8192).contains(side)),
+        "media.thumbnail_sides",
+        "sides of pictures are from 16 to 8192 pixels; image_side_max, too",
+    );
 }
 
 /// The address itself is not shown: it may hold a password.

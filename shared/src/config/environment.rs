@@ -16,13 +16,16 @@ const SEPARATOR: &str = "__";
 const FILE_SUFFIX: &str = "_FILE";
 
 /// Well-known names, each with the key it sets.
-pub(super) const WELL_KNOWN: [(&str, &str); 7] = [
+pub(super) const WELL_KNOWN: [(&str, &str); 10] = [
     ("JWT_SECRET", "auth.hmac_secret"),
     ("DATABASE_URL", "database.url"),
     ("MONGO_URL", "mongo.url"),
     ("REDIS_URL", "broker.redis_url"),
     ("KAFKA_BROKERS", "kafka.brokers"),
     ("WYD_API_KEY", "api.keys.default"),
+    ("AWS_S3_BUCKET", "media.bucket"),
+    ("AWS_S3_REGION", "media.region"),
+    ("AWS_ENDPOINT_URL", "media.endpoint"),
     ("RUST_LOG", "telemetry.log_filter"),
 ];
 

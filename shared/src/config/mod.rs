@@ -21,11 +21,13 @@ mod duration;
 mod environment;
 mod file;
 pub mod load;
+mod media;
 mod roles;
 mod secret;
 mod tree;
 
 pub use chat::ChatConfig;
+pub use media::MediaConfig;
 pub use roles::{WorkerRole, WorkerRoles};
 pub use secret::Secret;
 
@@ -53,6 +55,8 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// MongoDB: the message archive, when set.
     pub mongo: MongoConfig,
+    /// Pictures and files.
+    pub media: MediaConfig,
     /// The chat part.
     pub chat: ChatConfig,
     /// The worker processes.
@@ -99,6 +103,7 @@ impl Default for Config {
             kafka: KafkaConfig::default(),
             database: DatabaseConfig::default(),
             mongo: MongoConfig::default(),
+            media: MediaConfig::default(),
             chat: ChatConfig::default(),
             worker: WorkerConfig::default(),
             drain: DrainConfig::default(),

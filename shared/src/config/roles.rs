@@ -5,22 +5,26 @@
 pub enum WorkerRole {
     /// Publications into the archive.
     Persist,
+    /// Uploaded media into their final form.
+    Upload,
 }
 
 impl WorkerRole {
     /// Every role.
-    pub const ALL: &[Self] = &[Self::Persist];
+    pub const ALL: &[Self] = &[Self::Persist, Self::Upload];
 
     /// Returns its name: on the command line, in logs, a label of metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Persist => "persist",
+            Self::Upload => "upload",
         }
     }
 
     fn bit(self) -> u8 {
         match self {
             Self::Persist => 1,
+            Self::Upload => 2,
         }
     }
 }

@@ -3,6 +3,7 @@
 mod cloud_events;
 mod embedded;
 mod kafka;
+mod media_event;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::archive::MessageArchive;
 pub use cloud_events::{publication_event, publication_job};
 pub use embedded::EmbeddedJobLog;
 pub use kafka::{KafkaJobLog, ensure_topics};
+pub use media_event::{media_event, media_job};
 
 /// A log of jobs in topics and partitions.
 ///

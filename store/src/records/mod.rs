@@ -7,6 +7,7 @@ mod blocks;
 mod channels;
 mod devices;
 mod invitations;
+mod media;
 mod members;
 mod reads;
 mod user_data;
@@ -24,6 +25,9 @@ pub use blocks::Blocked;
 pub use channels::{ChannelKind, ChannelRecord, Created, JoinedChannel, NewChannel};
 pub use devices::{Device, Platform};
 pub use invitations::{Accepted, NewInvitation};
+pub use media::{
+    MediaCreated, MediaQuota, MediaResult, MediaState, Medium, PictureResult, Thumbnail,
+};
 pub use members::{Added, Member, MemberLimits, NewMember, Role, RoleChange, Standing};
 pub use user_data::{ErasedRecords, UserRecord};
 

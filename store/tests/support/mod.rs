@@ -117,3 +117,13 @@ fn change(
         ..event(target.channel.as_str(), target.epoch.as_str(), offset)
     }
 }
+
+/// The S3 server's bucket.
+pub fn s3() -> shared::config::MediaConfig {
+    shared::config::MediaConfig {
+        bucket: service("WYD_TEST_S3_BUCKET"),
+        endpoint: service("WYD_TEST_S3_ENDPOINT"),
+        region: "us-east-1".to_owned(),
+        ..shared::config::MediaConfig::default()
+    }
+}

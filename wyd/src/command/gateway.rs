@@ -10,6 +10,7 @@ use shared::config::check::Role;
 
 use super::{archive, kafka, records, with_sources};
 use crate::internal::{Gateway, Internal, InternalPort};
+use crate::media::media_store;
 use crate::process::{Failure, Signals, Source};
 
 pub(crate) async fn run(source: Source<'_>) -> Result<(), Failure> {
@@ -21,6 +22,7 @@ pub(crate) async fn run(source: Source<'_>) -> Result<(), Failure> {
         job_log: kafka(&config)?,
         archive: archive(&config).await?,
         records: records(&config).await?,
+        media: media_store(&config).await?,
         config: Arc::clone(&config),
         extra_routes: Router::new(),
     };

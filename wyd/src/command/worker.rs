@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
+use gateway::ServerPublisher;
 use prometheus_client::registry::Registry;
 use shared::config::check::Role;
-use shared::config::{Config, WorkerRoles};
+use shared::config::{Config, WorkerRole, WorkerRoles};
+use tokio_util::sync::CancellationToken;
+use workers::upload::ChannelPublisher;
 
-use super::{archive, kafka};
+use super::{archive, kafka, records, with_sources};
 use crate::cli::WorkerArgs;
 use crate::internal::{Internal, InternalPort};
+use crate::media::{Announcer, media_store};
 use crate::process::{Failure, Signals, Source};
 use crate::roles::{WorkerParts, Workers};
 
@@ -20,9 +24,28 @@ pub(crate) async fn run(source: Source<'_>, args: WorkerArgs) -> Result<(), Fail
     let internal = InternalPort::bind(config.internal_listen).await?;
     let mut registry = Registry::default();
     let missing = || Failure::Configuration(vec!["kafka.brokers is not configured".to_owned()]);
+    let job_log = kafka(&config)?.ok_or_else(missing)?;
+    let media = media_store(&config)
+        .await?
+        .filter(|_| roles.has(WorkerRole::Upload));
+    let publishing = CancellationToken::new();
+    let announcer: Option<Arc<dyn ChannelPublisher>> = match &media {
+        Some(_) => {
+            let log = Arc::clone(&job_log);
+            let connected = ServerPublisher::connect(&config, log, &mut registry, &publishing);
+            let connected = connected
+                .await
+                .map_err(|error| Failure::Dependency(vec![with_sources(&error)]))?;
+            Some(Arc::new(Announcer(connected)))
+        }
+        None => None,
+    };
     let parts = WorkerParts {
-        job_log: kafka(&config)?.ok_or_else(missing)?,
+        job_log,
         archive: archive(&config).await?,
+        records: records(&config).await?,
+        media,
+        announcer,
         metrics: workers::Metrics::new(&mut registry),
         config: Arc::clone(&config),
     };
@@ -39,6 +62,7 @@ pub(crate) async fn run(source: Source<'_>, args: WorkerArgs) -> Result<(), Fail
         ended = workers.finish() => ended?,
         () = signals.hurry.cancelled() => {}
     }
+    publishing.cancel();
     internal.stop();
     Ok(())
 }

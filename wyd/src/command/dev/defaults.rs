@@ -15,7 +15,15 @@ const HISTORY_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Names of services in a developer's shell. They belong to another project more often than not,
 /// and `wyd dev` must not write to what it happens to find there.
-const SERVICES: [&str; 4] = ["DATABASE_URL", "MONGO_URL", "REDIS_URL", "KAFKA_BROKERS"];
+const SERVICES: [&str; 7] = [
+    "DATABASE_URL",
+    "MONGO_URL",
+    "REDIS_URL",
+    "KAFKA_BROKERS",
+    "AWS_S3_BUCKET",
+    "AWS_S3_REGION",
+    "AWS_ENDPOINT_URL",
+];
 
 /// Makes the defaults; file and environment win over them.
 pub(super) fn config(data: &Path, secrets: Secrets) -> Config {
@@ -25,6 +33,7 @@ pub(super) fn config(data: &Path, secrets: Secrets) -> Config {
     config.api.keys.extend([key]);
     config.broker.kind = Some(BrokerKind::Memory);
     config.database.url = Some(sqlite_url(&data.join("archive.db")).into());
+    config.media.folder = data.join("media").display().to_string();
     // Whoever reaches the demo gets a token for any name: only this machine does.
     config.listen.set_ip(Ipv4Addr::LOCALHOST.into());
     config.internal_listen.set_ip(Ipv4Addr::LOCALHOST.into());

@@ -5,6 +5,7 @@
 
 mod defaults;
 mod demo;
+mod files;
 mod secrets;
 
 use std::net::SocketAddr;
@@ -13,13 +14,15 @@ use std::sync::Arc;
 
 use gateway::{Node, NodeParts};
 use prometheus_client::registry::Registry;
-use shared::config::WorkerRoles;
 use shared::config::check::Role;
+use shared::config::{Config, WorkerRoles};
 use store::job_log::{EmbeddedJobLog, JobLog};
+use store::media::{FileStore, MediaStore};
 
 use super::{archive, archive_failure, records};
 use crate::cli::DevArgs;
 use crate::internal::{Gateway, Internal, InternalPort};
+use crate::media::Announcer;
 use crate::process::{Failure, Signals, Source};
 use crate::roles::{WorkerParts, Workers};
 
@@ -46,24 +49,32 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
         .await
         .map_err(|error| archive_failure(&error))?;
     let archive = archive(&config).await?;
+    let records = records(&config).await?;
     let job_log = embedded_job_log(data).await?;
     let mut registry = Registry::default();
-    let parts = WorkerParts {
-        config: Arc::clone(&config),
-        job_log: Arc::clone(&job_log),
-        archive: archive.clone(),
-        metrics: workers::Metrics::new(&mut registry),
-    };
-    let mut workers = Workers::start(WorkerRoles::ALL, &parts).await?;
+    let metrics = workers::Metrics::new(&mut registry);
+    let files = Arc::new(open_files(&config).await?);
+    let media: Arc<dyn MediaStore> = Arc::clone(&files) as Arc<dyn MediaStore>;
     let parts = NodeParts {
         config: Arc::clone(&config),
-        job_log: Some(job_log),
-        archive,
-        records: records(&config).await?,
-        extra_routes: demo::routes(Arc::clone(&config)),
+        job_log: Some(Arc::clone(&job_log)),
+        archive: archive.clone(),
+        records: records.clone(),
+        media: Some(Arc::clone(&media)),
+        extra_routes: demo::routes(Arc::clone(&config)).merge(files::routes(files)),
     };
     let node = Node::start(parts, &mut registry).await;
     let node = Arc::new(node.map_err(|error| super::gateway::failure(&error))?);
+    let parts = WorkerParts {
+        config: Arc::clone(&config),
+        job_log,
+        archive,
+        records,
+        media: Some(media),
+        announcer: Some(Arc::new(Announcer(node.server_publisher()))),
+        metrics,
+    };
+    let mut workers = Workers::start(WorkerRoles::ALL, &parts).await?;
     let internal = internal.serve(Internal {
         gateway: Some(Gateway::new(Arc::clone(&node), &config)),
         registry,
@@ -77,6 +88,11 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
     }
     internal.stop();
     stopped
+}
+
+async fn open_files(config: &Config) -> Result<FileStore, Failure> {
+    let opened = FileStore::open(&config.media.folder).await;
+    opened.map_err(|error| Failure::Configuration(vec![super::with_sources(&error)]))
 }
 
 async fn embedded_job_log(data: &Path) -> Result<Arc<dyn JobLog>, Failure> {
