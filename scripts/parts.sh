@@ -46,7 +46,7 @@ part_services() {
   cargo test --workspace --locked --no-fail-fast "${names[@]}"
 }
 
-part_main() { cargo test -p wyd --locked --test main_job -- --nocapture; }
+part_main() { cargo test --workspace --locked --test main_job -- --nocapture; }
 
 part_sdk() {
   local python failed=0
@@ -60,6 +60,11 @@ part_browser() {
   export WYD_SCREENSHOTS=$RUN/screenshots
   mkdir -p "$WYD_SCREENSHOTS"
   (cd tests/browser && npm test --silent)
+}
+
+# Alone on the machine, or the figures say little.
+part_bench() {
+  cargo test --workspace --locked --release --test throughput -- --ignored --nocapture --test-threads 1
 }
 
 part_k6() {

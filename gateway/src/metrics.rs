@@ -60,7 +60,7 @@ pub struct RecoveryLabel {
 
 type MakeHistogram = fn() -> Histogram;
 
-/// All counters of a gateway; clones share them.
+/// All counters of a gateway.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     /// Open connections.

@@ -84,6 +84,8 @@ pub struct Node {
     accepting: CancellationToken,
     background: CancellationToken,
     tasks: TaskTracker,
+    /// One task a connection, its session's end included.
+    connections: TaskTracker,
     started: Instant,
 }
 
@@ -119,8 +121,8 @@ impl Node {
         let id = NodeId::random();
         let tasks = TaskTracker::new();
         let background = CancellationToken::new();
-        let metrics = Metrics::new(registry);
-        let hub = Arc::new(Hub::new(metrics.clone(), tasks.clone()));
+        let metrics = Arc::new(Metrics::new(registry));
+        let hub = Arc::new(Hub::new(Arc::clone(&metrics), tasks.clone()));
         let obeyer = Arc::new(Obeyer {
             hub: Arc::clone(&hub),
         });
@@ -160,6 +162,7 @@ impl Node {
             accepting: CancellationToken::new(),
             background,
             tasks,
+            connections: TaskTracker::new(),
             started: Instant::now(),
         };
         node.spawn_ticks();
@@ -215,7 +218,7 @@ impl Node {
                 drain::close_sessions(&self.services.hub, &at_once).await
             }
         };
-        let is_empty = drain::wait_until_empty(&self.services.hub, drain.finish_timeout).await;
+        let is_empty = drain::wait_until_ended(&self.connections, drain.finish_timeout).await;
         let is_flushed = self.services.publisher.flush(drain.finish_timeout).await;
         self.background.cancel();
         self.tasks.close();
@@ -264,11 +267,11 @@ impl Node {
                 .enabled
                 .then(|| Arc::new(websocket_settings(&self.config))),
             routes,
-            tasks: self.tasks.clone(),
+            connections: self.connections.clone(),
             counts: Counts::default(),
+            accepting: self.accepting.clone(),
         });
-        self.tasks
-            .spawn(server.run(listener, self.accepting.clone()));
+        self.tasks.spawn(server.run(listener));
         Ok(())
     }
 

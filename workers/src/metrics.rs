@@ -23,7 +23,7 @@ pub struct RoleLabel {
 pub struct JobLabel {
     /// `persist`.
     pub role: &'static str,
-    /// `done`, `already_done`, `retry` or `poison`.
+    /// `done`, `already_done`, `retry` (with its whole batch), `later` or `poison`.
     pub result: &'static str,
 }
 
@@ -31,7 +31,7 @@ pub struct JobLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PartitionLabel {
     /// The topic.
-    pub topic: &'static str,
+    pub topic: String,
     /// The partition.
     pub partition: i32,
 }

@@ -38,6 +38,7 @@ fn kafka_config() -> KafkaConfig {
         replication: 1,
         min_insync_replicas: 1,
         append_timeout: Duration::from_secs(20),
+        ..KafkaConfig::default()
     }
 }
 

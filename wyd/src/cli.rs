@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Config(ConfigArgs),
     /// Makes a connection token, for trying out.
     Token(TokenArgs),
+    /// Dead letters: jobs that a worker could not do. Lists them, shows one, sends them back.
+    Dlq(DlqArgs),
 }
 
 #[derive(Debug, Default, Args)]
@@ -75,6 +77,117 @@ pub(crate) struct TokenArgs {
     /// What others see of the user: one JSON value.
     #[arg(long, value_name = "JSON", value_parser = json)]
     pub(crate) info: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DlqArgs {
+    /// Works on the data folder of a stopped `wyd dev` instead of on Kafka.
+    #[arg(long, global = true, value_name = "FOLDER")]
+    pub(crate) data: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: DlqCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DlqCommand {
+    /// Lists dead letters, oldest first, one a line.
+    List {
+        #[command(flatten)]
+        filter: DlqFilter,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints one dead letter with its headers and its bytes.
+    Show {
+        /// Whose jobs.
+        topic: DlqTopic,
+        /// PARTITION:OFFSET, as `list` prints it.
+        position: LetterPosition,
+    },
+    /// Sends dead letters back to where they came from, each once: repeating it is harmless.
+    Redrive {
+        #[command(flatten)]
+        filter: DlqFilter,
+        /// Only says which would be sent back.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+/// Which dead letters are meant.
+#[derive(Debug, Args)]
+pub(crate) struct DlqFilter {
+    /// Whose jobs; all when absent.
+    #[arg(long)]
+    pub(crate) topic: Option<DlqTopic>,
+    /// Only jobs with this key: a channel, a user or a media id.
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+    /// Only those whose error contains this text.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) error: Option<String>,
+    /// Only `poison` (could never succeed) or `exhausted` (tried for too long).
+    #[arg(long, value_parser = ["poison", "exhausted"])]
+    pub(crate) class: Option<String>,
+    /// Only those that failed in the last while: `30m`, `24h`.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) since: Option<std::time::Duration>,
+    /// Also those that were sent back already.
+    #[arg(long)]
+    pub(crate) redriven: bool,
+    /// At most so many.
+    #[arg(long, default_value = "1000")]
+    pub(crate) limit: usize,
+}
+
+/// The topics that have dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DlqTopic {
+    Messages,
+    Uploads,
+    Pushes,
+}
+
+impl DlqTopic {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Messages => shared::events::TOPIC_MESSAGES,
+            Self::Uploads => shared::events::TOPIC_UPLOADS,
+            Self::Pushes => shared::events::TOPIC_PUSHES,
+        }
+    }
+
+    /// Returns the chosen one, else all.
+    pub(crate) fn chosen(topic: Option<Self>) -> Vec<Self> {
+        topic.map_or_else(|| Self::value_variants().to_vec(), |topic| vec![topic])
+    }
+}
+
+/// Where a dead letter is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LetterPosition(pub(crate) store::job_log::JobPosition);
+
+impl std::str::FromStr for LetterPosition {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once(':').and_then(|(partition, offset)| {
+            Some(store::job_log::JobPosition {
+                partition: partition.parse().ok()?,
+                offset: offset.parse().ok()?,
+            })
+        });
+        parsed
+            .map(Self)
+            .ok_or_else(|| "write PARTITION:OFFSET, as `wyd dlq list` prints it".to_owned())
+    }
+}
+
+impl std::fmt::Display for LetterPosition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.0.partition, self.0.offset)
+    }
 }
 
 /// What `wyd check` checks for.

@@ -67,6 +67,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Check(args) => wait(command::check::run(source, &args)),
         Command::Config(args) => command::config::run(source, &args),
         Command::Token(args) => command::token::run(source, &args),
+        Command::Dlq(args) => wait(command::dlq::run(source, args)),
     }
 }
 

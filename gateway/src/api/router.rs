@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Path, RawQuery, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, RawQuery, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -94,9 +94,9 @@ async fn answer(
     State(api): State<Arc<Api>>,
     Path(method): Path<String>,
     RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Bytes,
+    request: Request,
 ) -> Response {
+    let headers = request.headers().clone();
     let Some(key) = key(&headers, query.as_deref()) else {
         return plain(
             StatusCode::UNAUTHORIZED,
@@ -105,6 +105,11 @@ async fn answer(
     };
     let Some(key_name) = api.name_of_key(key.as_bytes()) else {
         return plain(StatusCode::UNAUTHORIZED, "the API key is not known");
+    };
+    // Only after the key: a stranger's body is not read.
+    let body = match Bytes::from_request(request, &()).await {
+        Ok(body) => body,
+        Err(refused) => return refused.into_response(),
     };
     if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&body) {
         return plain(

@@ -229,6 +229,9 @@ pub enum BrokerError {
     /// The outbox is full or Kafka is away: refused before anything was shown; retry later.
     #[error("durable publishes are refused for now: {0}")]
     Refused(&'static str),
+    /// No job log takes a publication of this size: publish less, or a link to it.
+    #[error("the publication is too large for a durable channel")]
+    TooLarge,
     /// The key was used for another payload: the caller must use a new key.
     #[error("the idempotency key was used for another payload")]
     KeyConflict,
@@ -249,7 +252,8 @@ impl BrokerError {
         // Spelled out, so that a new variant has to answer the question.
         match self {
             Self::Unavailable(_) | Self::Refused(_) => true,
-            Self::KeyConflict
+            Self::TooLarge
+            | Self::KeyConflict
             | Self::UnrecoverablePosition
             | Self::Corrupt(_)
             | Self::Incompatible(_) => false,

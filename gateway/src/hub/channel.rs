@@ -37,6 +37,17 @@ pub(super) enum Added {
     Inactive,
 }
 
+/// How far a client was that is taken off a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// It was not on the channel.
+    WasNotThere,
+    /// Its subscribe had not succeeded: the others never learned of it.
+    WasSubscribing,
+    /// It was a subscriber.
+    WasLive,
+}
+
 /// A channel with at least one subscriber on this node.
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -142,19 +153,22 @@ impl Channel {
         true
     }
 
-    /// Removes a subscriber: was it there, is the channel empty now?
-    pub(super) fn remove(&self, client: &Arc<Client>) -> (bool, bool) {
+    /// Removes a subscriber: how far was it, is the channel empty now?
+    pub(super) fn remove(&self, client: &Arc<Client>) -> (Left, bool) {
         let mut state = self.state.lock();
         let Some(place) = state.index.remove(&client.id) else {
-            return (false, state.subscribers.is_empty());
+            return (Left::WasNotThere, state.subscribers.is_empty());
         };
-        state.subscribers.swap_remove(place);
+        let left = match state.subscribers.swap_remove(place).stage {
+            Stage::Subscribing(_) => Left::WasSubscribing,
+            Stage::Live { .. } | Stage::Lost => Left::WasLive,
+        };
         if let Some(moved) = state.subscribers.get(place) {
             let id = moved.client.id;
             state.index.insert(id, place);
         }
         debug_assert_eq!(state.index.len(), state.subscribers.len());
-        (true, state.subscribers.is_empty())
+        (left, state.subscribers.is_empty())
     }
 
     /// Ends the subscribing stage: hands over what was kept above `after`, then lives on.

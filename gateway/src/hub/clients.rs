@@ -1,6 +1,6 @@
 //! Who is connected to this node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hash};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use shared::ids::{ClientId, UserId};
 
-use crate::session::send_queue::SendQueue;
+use crate::session::send_queue::{SendQueue, Signal};
 use crate::session::ticks::NextTick;
 
 const SHARDS: usize = 64;
@@ -41,18 +41,28 @@ impl Hash for Client {
 
 type Shard = BTreeMap<(UserId, ClientId), Arc<Client>>;
 
-/// The connections of this node whose `connect` succeeded, by user.
+/// The connections of this node: those whose `connect` succeeded by user, and the newcomers.
 #[derive(Debug)]
 pub struct Clients {
+    /// Connections that have not yet sent their `connect`.
+    newcomers: Mutex<Newcomers>,
     // Ordered by user, then connection: a user's connections are a range, and a user with one
     // connection costs one entry, not a map of its own.
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
 }
 
+#[derive(Debug, Default)]
+struct Newcomers {
+    clients: HashMap<ClientId, Arc<Client>, RandomState>,
+    /// The node drains: whoever comes now is told at once.
+    is_draining: bool,
+}
+
 impl Default for Clients {
     fn default() -> Self {
         Self {
+            newcomers: Mutex::default(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::default(),
         }
@@ -60,16 +70,40 @@ impl Default for Clients {
 }
 
 impl Clients {
-    /// Adds a connection.
-    pub(crate) fn insert(&self, user: &UserId, client: Arc<Client>) {
-        self.shard(user)
-            .lock()
-            .insert((user.clone(), client.id), client);
+    /// Adds a connection that still has to say who it is.
+    pub(crate) fn welcome(&self, client: Arc<Client>) {
+        let mut newcomers = self.newcomers.lock();
+        if newcomers.is_draining {
+            client.queue.signal(Signal::Drain);
+        }
+        newcomers.clients.insert(client.id, client);
     }
 
-    /// Removes a connection.
-    pub(crate) fn remove(&self, user: &UserId, client: ClientId) {
-        self.shard(user).lock().remove(&(user.clone(), client));
+    /// Notes whose a connection is.
+    pub(crate) fn insert(&self, user: &UserId, client: Arc<Client>) {
+        let id = client.id;
+        // Known to its user before it stops being a newcomer: a drain finds it in one of the two.
+        self.shard(user).lock().insert((user.clone(), id), client);
+        self.newcomers.lock().clients.remove(&id);
+    }
+
+    /// Removes a connection; `user` is who it said it is, if it did.
+    pub(crate) fn remove(&self, user: Option<&UserId>, client: ClientId) {
+        self.newcomers.lock().clients.remove(&client);
+        if let Some(user) = user {
+            self.shard(user).lock().remove(&(user.clone(), client));
+        }
+    }
+
+    /// From now on whoever comes is told to go; returns all connections there are.
+    pub(crate) fn begin_drain(&self) -> Vec<Arc<Client>> {
+        let mut all: Vec<Arc<Client>> = {
+            let mut newcomers = self.newcomers.lock();
+            newcomers.is_draining = true;
+            newcomers.clients.values().cloned().collect()
+        };
+        all.extend(self.all());
+        all
     }
 
     /// Lists a user's connections.
@@ -84,7 +118,7 @@ impl Clients {
             .collect()
     }
 
-    /// Lists all connections.
+    /// Lists all connections that are somebody's.
     pub fn all(&self) -> Vec<Arc<Client>> {
         let mut all = Vec::new();
         for shard in &self.shards {
@@ -93,7 +127,7 @@ impl Clients {
         all
     }
 
-    /// Counts connections and different users.
+    /// Counts the connections that are somebody's, and different users.
     pub fn count(&self) -> (usize, usize) {
         let mut clients = 0;
         let mut users = 0;

@@ -12,6 +12,7 @@ mod fanout;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
@@ -25,11 +26,13 @@ use crate::metrics::{Metrics, NamespaceLabel};
 pub use clients::{Client, Clients};
 
 use channel::{Added, Channel};
-pub(crate) use channel::{NotContiguous, WantsSignals};
+pub(crate) use channel::{Left, NotContiguous, WantsSignals};
 
 const SHARDS: usize = 64;
 /// Locks that order the first subscribe and the last unsubscribe of a channel at the broker.
 const INTEREST_LOCKS: usize = 1024;
+/// How long a subscribe waits for its turn at the broker.
+const INTEREST_WAIT: Duration = Duration::from_secs(2);
 
 /// This node's sessions and subscriptions.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ pub struct Hub {
     hasher: RandomState,
     interest: Vec<tokio::sync::Mutex<()>>,
     broker: OnceLock<BrokerHandle>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     tasks: TaskTracker,
 }
 
@@ -55,7 +58,7 @@ impl std::fmt::Debug for BrokerHandle {
 
 impl Hub {
     /// Makes an empty hub; `tasks` owns what it does in the background.
-    pub fn new(metrics: Metrics, tasks: TaskTracker) -> Self {
+    pub fn new(metrics: Arc<Metrics>, tasks: TaskTracker) -> Self {
         Self {
             clients: Clients::default(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
@@ -97,7 +100,12 @@ impl Hub {
             self.metrics.subscriptions.inc();
             return Ok(());
         }
-        let _first_or_last = self.interest_lock(channel).lock().await;
+        // While the broker does not answer, those behind the first give up and come again instead
+        // of waiting for its time limit one after another.
+        let locked = tokio::time::timeout(INTEREST_WAIT, self.interest_lock(channel).lock()).await;
+        let _first_or_last = locked.map_err(|_| {
+            BrokerError::Unavailable("an earlier subscribe still waits for the broker".into())
+        })?;
         let known = self.find_or_insert(channel, namespace);
         let added = known.add(client, wants_signals);
         self.metrics.subscriptions.inc();
@@ -139,20 +147,20 @@ impl Hub {
         }
     }
 
-    /// Takes a client off a channel; true when it was on it.
+    /// Takes a client off a channel, and says how far it was.
     pub(crate) fn unsubscribe(
         self: &Arc<Self>,
         channel: &ChannelName,
         client: &Arc<Client>,
-    ) -> bool {
+    ) -> Left {
         let Some(known) = self.find(channel) else {
-            return false;
+            return Left::WasNotThere;
         };
-        let (was_there, is_empty) = self.remove_from(&known, client);
-        if was_there && is_empty {
+        let (left, is_empty) = self.remove_from(&known, client);
+        if left != Left::WasNotThere && is_empty {
             self.leave_broker(known);
         }
-        was_there
+        left
     }
 
     /// Counts the channels with a subscriber on this node.
@@ -160,12 +168,12 @@ impl Hub {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
-    fn remove_from(&self, known: &Channel, client: &Arc<Client>) -> (bool, bool) {
-        let (was_there, is_empty) = known.remove(client);
-        if was_there {
+    fn remove_from(&self, known: &Channel, client: &Arc<Client>) -> (Left, bool) {
+        let (left, is_empty) = known.remove(client);
+        if left != Left::WasNotThere {
             self.metrics.subscriptions.dec();
         }
-        (was_there, is_empty)
+        (left, is_empty)
     }
 
     /// Tells the broker that nobody is left, in the background: no client waits for it.

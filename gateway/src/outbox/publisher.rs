@@ -19,6 +19,9 @@ use crate::broker::{Broker, BrokerError, NewPublication, OutboxEntry, Published}
 
 /// Durable publishes of this node that may be under way; more are refused as "try later".
 const IN_FLIGHT_MAX: u32 = 16_384;
+/// Largest data of a durable publication: with all that goes with it, it stays below the largest
+/// message that Kafka takes by default (1 MiB), which would refuse it after it was shown.
+const DURABLE_BYTES_MAX: usize = 768 * 1024;
 /// Pause before a failed append or settle is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Tag that carries the message id in durable channels.
@@ -103,7 +106,8 @@ impl Publisher {
     /// See [`BrokerError`]; durable publishes are refused while the job log is away.
     pub async fn begin(&self, publication: NewPublication) -> Result<PendingPublish, BrokerError> {
         if !publication.durable {
-            let published = self.broker.publish(publication).await?;
+            let deadline = Instant::now() + self.publish_timeout;
+            let published = self.broker_publish(publication, deadline).await?;
             return Ok(PendingPublish(State::Finished(published)));
         }
         self.begin_durable(publication).await
@@ -124,6 +128,17 @@ impl Publisher {
         tokio::time::timeout(deadline, all).await.is_ok()
     }
 
+    /// Asks the broker, as long as somebody waits for the answer. What it accepted all the same is
+    /// in the outbox.
+    async fn broker_publish(
+        &self,
+        publication: NewPublication,
+        deadline: Instant,
+    ) -> Result<Published, BrokerError> {
+        let published = tokio::time::timeout_at(deadline, self.broker.publish(publication)).await;
+        published.unwrap_or_else(|_| Err(unavailable("the broker did not answer in time")))
+    }
+
     async fn begin_durable(
         &self,
         mut publication: NewPublication,
@@ -131,7 +146,10 @@ impl Publisher {
         let Some(relay) = &self.relay else {
             return Err(BrokerError::Refused("no job log is configured"));
         };
-        if relay.breaker.is_open() {
+        if publication.data.len() > DURABLE_BYTES_MAX {
+            return Err(BrokerError::TooLarge);
+        }
+        if !relay.breaker.admits() {
             return Err(BrokerError::Refused("the job log is away"));
         }
         // Waiting here could let a later publish of the same channel pass: no waiting, no limit
@@ -144,7 +162,7 @@ impl Publisher {
             .tags
             .insert(TAG_ID.to_owned(), publication.id.to_string());
         let again = publication.clone();
-        let published = self.broker.publish(publication).await?;
+        let published = self.broker_publish(publication, deadline).await?;
         let Some(entry) = published.outbox.clone() else {
             return Ok(PendingPublish(State::Finished(published)));
         };

@@ -21,7 +21,7 @@ use crate::broker::{
     BrokerError, HistoryPolicy, HistoryRange, NewPublication, Published, Signal as ChannelSignal,
 };
 use crate::channel::Namespace;
-use crate::hub::Client;
+use crate::hub::{Client, Left};
 use crate::metrics::RecoveryLabel;
 use crate::outbox::PendingPublish;
 use crate::transport::frame;
@@ -193,7 +193,8 @@ impl Services {
                 namespace,
                 info,
             } => {
-                self.leave(&client, &channel, &namespace, info).await;
+                let left = self.hub.unsubscribe(&channel, &client);
+                self.leave(&client, &channel, &namespace, info, left).await;
                 reply.map_or(Outcome::Finished, Outcome::Replied)
             }
             Call::Presence { id, channel } => {
@@ -236,15 +237,15 @@ impl Services {
         (outcome, None)
     }
 
-    /// Takes a client off a channel, and tells the others.
+    /// Tells presence and the others of a client that was taken off a channel.
     pub(crate) async fn leave(
         &self,
         client: &Arc<Client>,
         channel: &ChannelName,
         namespace: &Namespace,
         info: Arc<ClientInfo>,
+        left: Left,
     ) {
-        self.hub.unsubscribe(channel, client);
         if !namespace.options.presence && !namespace.options.join_leave {
             return;
         }
@@ -254,7 +255,7 @@ impl Services {
             Ok(true)
         };
         let told = match was_there {
-            Ok(true) if namespace.options.join_leave => {
+            Ok(true) if namespace.options.join_leave && left == Left::WasLive => {
                 self.broker
                     .signal(channel, ChannelSignal::Leave(info))
                     .await
@@ -343,13 +344,10 @@ impl Services {
                 Outcome::Finished
             }
             Err(error) => {
-                self.leave(
-                    client,
-                    &join.channel,
-                    &join.namespace,
-                    Arc::clone(&join.info),
-                )
-                .await;
+                let left = self.hub.unsubscribe(&join.channel, client);
+                let info = Arc::clone(&join.info);
+                self.leave(client, &join.channel, &join.namespace, info, left)
+                    .await;
                 let channel = join.channel;
                 Outcome::SubscribeFailed { id, channel, error }
             }
@@ -593,6 +591,7 @@ pub(crate) fn client_error(error: &BrokerError) -> ClientError {
             tracing::error!(%error, "broker holds a value that cannot be read");
             ClientError::INTERNAL
         }
+        BrokerError::TooLarge => ClientError::LIMIT_EXCEEDED,
         BrokerError::KeyConflict => ClientError::CONFLICT,
         BrokerError::UnrecoverablePosition => ClientError::UNRECOVERABLE_POSITION,
     }

@@ -48,7 +48,7 @@ pub(crate) struct Services {
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) presence: Arc<dyn Presence>,
     pub(crate) archive: Option<Arc<dyn MessageArchive>>,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) ticks: ticks::Ticks,
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -41,7 +42,7 @@ pub struct SendQueue {
     wake: Notify,
     socket: TcpStream,
     bytes_max: usize,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +76,7 @@ pub enum Pushed {
 
 impl SendQueue {
     /// Makes an empty queue in front of a socket.
-    pub fn new(socket: TcpStream, bytes_max: usize, metrics: Metrics) -> Self {
+    pub fn new(socket: TcpStream, bytes_max: usize, metrics: Arc<Metrics>) -> Self {
         Self {
             state: Mutex::default(),
             wake: Notify::new(),
@@ -303,7 +304,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (peer, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let metrics = Metrics::new(&mut prometheus_client::registry::Registry::default());
+        let metrics = Arc::new(Metrics::new(
+            &mut prometheus_client::registry::Registry::default(),
+        ));
         let (socket, _) = accepted.unwrap();
         (SendQueue::new(socket, bytes_max, metrics), peer.unwrap())
     }

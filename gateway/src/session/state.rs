@@ -81,7 +81,8 @@ pub(crate) struct SessionState {
     /// Unix seconds after which the connection must have been refreshed.
     pub(super) expire_at: Option<u64>,
     pub(super) subscriptions: HashMap<ChannelName, Subscription, RandomState>,
-    /// Bounded: the task reads no frame while `may_read` is false, and a frame is bounded.
+    /// Bounded: the task reads no frame while `may_read` is false, and a frame is bounded; each
+    /// subscription ends once.
     waiting: VecDeque<Work>,
     is_busy: bool,
     publishes_in_flight: usize,
@@ -189,7 +190,7 @@ impl SessionState {
         now: Now,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Disconnect> {
-        self.waiting.push_back(Work::End(channel, end));
+        self.await_end(channel, end);
         self.advance(now, effects)
     }
 
@@ -224,8 +225,7 @@ impl SessionState {
             return Err(Disconnect::EXPIRED);
         }
         for channel in self.expired_subscriptions(now) {
-            self.waiting
-                .push_back(Work::End(channel, Unsubscribe::EXPIRED));
+            self.await_end(channel, Unsubscribe::EXPIRED);
         }
         self.advance(now, effects)
     }
@@ -339,6 +339,14 @@ impl SessionState {
         let ttl = expire_at.map(|at| at.saturating_sub(now.unix));
         Expiry {
             ttl: ttl.map(|ttl| u32::try_from(ttl).unwrap_or(u32::MAX)),
+        }
+    }
+
+    /// Notes that a subscription must end, once: what waits stays bounded by what there is.
+    fn await_end(&mut self, channel: ChannelName, end: Unsubscribe) {
+        let is_waiting = |work: &Work| matches!(work, Work::End(other, _) if *other == channel);
+        if self.subscriptions.contains_key(&channel) && !self.waiting.iter().any(is_waiting) {
+            self.waiting.push_back(Work::End(channel, end));
         }
     }
 

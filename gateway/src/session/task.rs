@@ -118,6 +118,8 @@ impl SessionTask {
                 let (outcome, begun) = *done;
                 self.begin_waiting(begun, now);
                 self.state.done(outcome, now, &mut effects)?;
+                // A new subscription may expire before anything else is due.
+                self.schedule(now);
             }
             Event::Published(reply, namespace, since) => {
                 if self
@@ -150,25 +152,27 @@ impl SessionTask {
                 .get_or_create(&ResultLabel { result: "refused" })
                 .inc();
         }
-        if let Some(user) = self.state.user() {
-            self.services.hub.clients.remove(user, self.client.id);
-        }
+        let clients = &self.services.hub.clients;
+        clients.remove(self.state.user(), self.client.id);
         // A call that was under way may hold or await a lock that others want.
         self.call = None;
         self.publishes = None;
         // This node forgets the client at once, whatever the broker does meanwhile.
-        let subscriptions: Vec<_> = self.state.take_subscriptions().collect();
-        for (channel, ..) in &subscriptions {
-            self.services.hub.unsubscribe(channel, &self.client);
-        }
-        let left = async {
-            for (channel, namespace, info) in subscriptions {
+        let subscriptions = self.state.take_subscriptions();
+        let subscriptions: Vec<_> = subscriptions
+            .map(|(channel, namespace, info)| {
+                let left = self.services.hub.unsubscribe(&channel, &self.client);
+                (channel, namespace, info, left)
+            })
+            .collect();
+        let told = async {
+            for (channel, namespace, info, left) in subscriptions {
                 self.services
-                    .leave(&self.client, &channel, &namespace, info)
+                    .leave(&self.client, &channel, &namespace, info, left)
                     .await;
             }
         };
-        if tokio::time::timeout(FAREWELL_TIMEOUT, left).await.is_err() {
+        if tokio::time::timeout(FAREWELL_TIMEOUT, told).await.is_err() {
             tracing::debug!(client = %self.client.id, "broker did not hear of a session's end in time");
         }
     }

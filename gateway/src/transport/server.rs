@@ -44,8 +44,11 @@ pub(crate) struct Server {
     pub(crate) websocket: Option<Arc<Settings>>,
     /// Every other path.
     pub(crate) routes: Router,
-    pub(crate) tasks: TaskTracker,
+    /// Every connection's task: a drain waits for them.
+    pub(crate) connections: TaskTracker,
     pub(crate) counts: Counts,
+    /// Cancelled when nothing new may come.
+    pub(crate) accepting: CancellationToken,
 }
 
 /// How many connections are where.
@@ -90,17 +93,17 @@ impl Drop for Counted<'_> {
 }
 
 impl Server {
-    /// Accepts connections until cancelled.
-    pub(crate) async fn run(self: Arc<Self>, listener: TcpListener, cancel: CancellationToken) {
+    /// Accepts connections until the node drains.
+    pub(crate) async fn run(self: Arc<Self>, listener: TcpListener) {
         loop {
             let accepted = tokio::select! {
-                () = cancel.cancelled() => return,
+                () = self.accepting.cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((socket, _)) => {
                     let server = Arc::clone(&self);
-                    self.tasks.spawn(server.serve(socket));
+                    self.connections.spawn(server.serve(socket));
                 }
                 Err(error) if is_peer_fault(&error) => {}
                 Err(error) => {
@@ -138,7 +141,16 @@ impl Server {
             .max_buf_size(HEADER_BYTES_MAX)
             .serve_connection(TokioIo::new(socket), service)
             .with_upgrades();
-        if let Err(error) = connection.await {
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.accepting.cancelled() => {
+                // The request under way is answered, then the connection ends.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
             tracing::debug!(%error, "HTTP connection failed");
         }
         drop(handshake);
@@ -168,13 +180,16 @@ impl Server {
         settings: Arc<Settings>,
     ) -> Response<Full<Bytes>> {
         let open = self.counts.open.load(Ordering::Relaxed);
+        if self.accepting.is_cancelled() {
+            return busy("this node is going away: try again");
+        }
         if self.limits.connections_max > 0 && open >= self.limits.connections_max {
-            return busy();
+            return busy("this node has as many connections as it may: try again");
         }
         let (answer, upgraded) = websocket::handshake(request, &settings);
         if let Some(upgraded) = upgraded {
             let server = Arc::clone(&self);
-            self.tasks.spawn(async move {
+            self.connections.spawn(async move {
                 let _open = Counted::new(&server.counts.open);
                 websocket::run(upgraded, Arc::clone(&server.services), settings).await;
             });
@@ -184,11 +199,8 @@ impl Server {
 }
 
 /// Refuses before the upgrade: SDKs back off and try again.
-fn busy() -> Response<Full<Bytes>> {
-    let mut answer = websocket::refusal(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "this node has as many connections as it may: try again",
-    );
+fn busy(reason: &str) -> Response<Full<Bytes>> {
+    let mut answer = websocket::refusal(StatusCode::SERVICE_UNAVAILABLE, reason);
     let headers = answer.headers_mut();
     headers.insert(RETRY_AFTER, hyper::header::HeaderValue::from_static("1"));
     headers.insert(CONNECTION, hyper::header::HeaderValue::from_static("close"));

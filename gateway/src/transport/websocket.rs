@@ -172,14 +172,16 @@ pub(crate) async fn run(upgraded: UpgradeFut, services: Arc<Services>, settings:
     let queue_bytes_max = services.rules.client.send_queue_bytes_max;
     let client = Arc::new(Client {
         id: ClientId::random(),
-        queue: SendQueue::new(socket, queue_bytes_max, services.metrics.clone()),
+        queue: SendQueue::new(socket, queue_bytes_max, Arc::clone(&services.metrics)),
         next_tick: crate::session::ticks::NextTick::default(),
     });
+    services.hub.clients.welcome(Arc::clone(&client));
     let session = SessionTask::new(services, Arc::clone(&client), Now::read());
     let mut connection = Connection {
         session,
         reader: FrameReader::default(),
         partial_since: None,
+        blocked_since: None,
         settings,
     };
     let end = connection.run(early).await;
@@ -227,6 +229,8 @@ struct Connection {
     reader: FrameReader,
     /// Since when the rest of a message is awaited.
     partial_since: Option<Instant>,
+    /// Since when the peer has taken nothing of what waits for it.
+    blocked_since: Option<Instant>,
     settings: Arc<Settings>,
 }
 
@@ -247,13 +251,19 @@ impl Connection {
     async fn step(&mut self) -> Result<(), End> {
         let client = Arc::clone(self.session.client());
         let is_blocked = client.queue.is_blocked();
+        let now = Instant::now();
+        self.blocked_since = is_blocked.then(|| self.blocked_since.unwrap_or(now));
+        if !self.session.may_read() && self.partial_since.is_some() {
+            // The peer cannot send the rest while it is not read.
+            self.partial_since = Some(now);
+        }
         let interest = match (self.session.may_read(), is_blocked) {
             (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
             (true, false) => Some(Interest::READABLE),
             (false, true) => Some(Interest::WRITABLE),
             (false, false) => None,
         };
-        let deadline = self.deadline(is_blocked);
+        let deadline = self.deadline();
         // Readiness is cancel safe by its documentation, and nothing is read inside the select.
         tokio::select! {
             ready = async {
@@ -265,6 +275,7 @@ impl Connection {
                 let ready = ready.map_err(|_| End::Gone)?;
                 if ready.is_writable() && is_blocked {
                     client.queue.resume();
+                    self.blocked_since = None;
                 }
                 if ready.is_readable() && self.session.may_read() {
                     return self.read(client.queue.socket());
@@ -283,17 +294,14 @@ impl Connection {
 
     /// Only a connection with something unfinished has a timer: a message whose rest is missing,
     /// or a peer that does not read.
-    fn deadline(&self, is_blocked: bool) -> Option<(Instant, fn() -> End)> {
+    fn deadline(&self) -> Option<(Instant, fn() -> End)> {
         let late: fn() -> End = || End::Frame(CLOSE_POLICY, "message took too long");
         let stuck: fn() -> End = || End::Disconnect(Disconnect::WRITE_ERROR);
-        if is_blocked {
-            // Restarts with every write that makes progress.
-            return Some((
-                Instant::now() + self.settings.write_timeout.max(STUCK_MIN),
-                stuck,
-            ));
+        if let Some(since) = self.blocked_since {
+            return Some((since + self.settings.write_timeout.max(STUCK_MIN), stuck));
         }
         self.partial_since
+            .filter(|_| self.session.may_read())
             .map(|since| (since + self.settings.message_timeout, late))
     }
 

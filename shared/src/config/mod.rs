@@ -303,6 +303,20 @@ pub struct KafkaConfig {
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub append_timeout: Duration,
+    /// How workers share partitions. All members of a group must use the same one; a live group
+    /// may be moved by a rolling restart.
+    pub group_protocol: GroupProtocol,
+}
+
+/// How the members of a consumer group share partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupProtocol {
+    /// Members agree among themselves (cooperative sticky): every broker has it.
+    #[default]
+    Classic,
+    /// The broker decides (KIP-848): Kafka 4.0 or later; rebalances stop nobody.
+    Consumer,
 }
 
 impl Default for KafkaConfig {
@@ -313,6 +327,7 @@ impl Default for KafkaConfig {
             replication: 3,
             min_insync_replicas: 2,
             append_timeout: Duration::from_secs(3),
+            group_protocol: GroupProtocol::Classic,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! `docs/wire.md` describes them byte for byte.
 
 use bytes::Bytes;
-use shared::events::{PublicationEvent, TOPIC_MESSAGES, TYPE_PUBLICATION, dead_letter_topic};
+use shared::events::{PublicationEvent, TOPIC_MESSAGES, TYPE_PUBLICATION};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -50,41 +50,6 @@ pub fn publication_event(job: &ReceivedJob) -> Result<PublicationEvent, String> 
         return Err("header ce_specversion is not 1.0".to_owned());
     }
     serde_json::from_slice(&job.value).map_err(|error| error.to_string())
-}
-
-/// Why and from where a job went to the dead letters.
-#[derive(Debug)]
-pub struct DeadLetter<'a> {
-    /// The job.
-    pub job: &'a ReceivedJob,
-    /// Why it can never succeed.
-    pub error: &'a str,
-    /// How often it was tried.
-    pub attempt: u32,
-    /// Unix milliseconds of the first failure.
-    pub failed_at_ms: u64,
-}
-
-/// Makes the dead letter of a job: the original, plus where it was and what was wrong.
-pub fn dead_letter_job(letter: &DeadLetter<'_>) -> Job {
-    let job = letter.job;
-    let added = [
-        ("wyd-error", letter.error.to_owned()),
-        ("wyd-attempt", letter.attempt.to_string()),
-        ("wyd-first-failure", letter.failed_at_ms.to_string()),
-        ("wyd-source-topic", job.topic.clone()),
-        ("wyd-source-partition", job.partition.to_string()),
-        ("wyd-source-offset", job.offset.to_string()),
-    ];
-    let added = added
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value));
-    Job {
-        topic: dead_letter_topic(&job.topic),
-        key: job.key.clone(),
-        headers: job.headers.iter().cloned().chain(added).collect(),
-        value: job.value.clone(),
-    }
 }
 
 #[cfg(test)]
@@ -156,21 +121,5 @@ mod tests {
             ..good
         };
         assert!(publication_event(&garbage).is_err());
-    }
-
-    #[test]
-    fn a_dead_letter_names_its_source() {
-        let job = received(publication_job(&event()).unwrap());
-        let letter = DeadLetter {
-            job: &job,
-            error: "why",
-            attempt: 1,
-            failed_at_ms: 5,
-        };
-        let dead = received(dead_letter_job(&letter));
-        assert_eq!(dead.header("wyd-source-partition"), Some("3"));
-        assert_eq!(dead.header("wyd-source-offset"), Some("7"));
-        assert_eq!(dead.header("wyd-error"), Some("why"));
-        assert_eq!(dead.value, job.value);
     }
 }

@@ -13,7 +13,7 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqlitePool;
 use tokio::sync::Notify;
 
-use super::{Job, JobLog, JobLogError, JobPosition, JobSource, ReceivedJob};
+use super::{Job, JobLog, JobLogError, JobPosition, JobScan, JobSource, ReceivedJob};
 use crate::archive::MessageArchive;
 use crate::archive::open_sqlite_file;
 
@@ -24,6 +24,8 @@ const PARTITION: i32 = 0;
 /// A consumer looks by itself so often, should it miss a wake-up.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const CONNECTIONS: u32 = 2;
+/// Jobs that a scan reads at once.
+const SCAN_JOBS: usize = 500;
 
 impl From<sqlx::Error> for JobLogError {
     fn from(error: sqlx::Error) -> Self {
@@ -79,6 +81,14 @@ impl JobLog for EmbeddedJobLog {
         Ok(())
     }
 
+    async fn scan(&self, topic: &str) -> Result<Box<dyn JobScan>, JobLogError> {
+        Ok(Box::new(EmbeddedScan {
+            log: self.clone(),
+            topic: topic.to_owned(),
+            next: 0,
+        }))
+    }
+
     async fn consume(
         &self,
         group: &'static str,
@@ -131,7 +141,7 @@ impl JobSource for EmbeddedSource {
         loop {
             // Registered before looking: an append between the two is not slept through.
             let appended = self.log.appended.notified();
-            let jobs = self.read(max).await?;
+            let jobs = self.log.read(&self.topic, self.next, max).await?;
             if let Some(last) = jobs.last() {
                 // Moved only here, after the last wait: a cancelled call hands out nothing.
                 self.next = last.offset + 1;
@@ -164,27 +174,59 @@ impl JobSource for EmbeddedSource {
         Ok(())
     }
 
+    async fn rest(&mut self, pause: Duration) -> Result<(), JobLogError> {
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    fn holds(&self, _partition: i32) -> bool {
+        true
+    }
+
     fn lag(&self) -> Vec<(i32, i64)> {
         vec![(PARTITION, self.behind)]
     }
 }
 
-impl EmbeddedSource {
-    async fn read(&self, max: usize) -> Result<Vec<ReceivedJob>, JobLogError> {
+/// A walk through a topic.
+struct EmbeddedScan {
+    log: EmbeddedJobLog,
+    topic: String,
+    next: i64,
+}
+
+#[async_trait]
+impl JobScan for EmbeddedScan {
+    async fn next(&mut self) -> Result<Vec<ReceivedJob>, JobLogError> {
+        let jobs = self.log.read(&self.topic, self.next, SCAN_JOBS).await?;
+        if let Some(last) = jobs.last() {
+            self.next = last.offset + 1;
+        }
+        Ok(jobs)
+    }
+}
+
+impl EmbeddedJobLog {
+    async fn read(
+        &self,
+        topic: &str,
+        from: i64,
+        max: usize,
+    ) -> Result<Vec<ReceivedJob>, JobLogError> {
         let rows = sqlx::query(
             "SELECT id, key, headers, value FROM jobs WHERE topic = ? AND id >= ? ORDER BY id LIMIT ?",
         )
-        .bind(&self.topic)
-        .bind(self.next)
+        .bind(topic)
+        .bind(from)
         .bind(i64::try_from(max).unwrap_or(i64::MAX))
-        .fetch_all(&self.log.pool)
+        .fetch_all(&self.pool)
         .await?;
         rows.iter()
             .map(|row| {
                 let headers: String = row.try_get("headers")?;
                 let value: Vec<u8> = row.try_get("value")?;
                 Ok(ReceivedJob {
-                    topic: self.topic.clone(),
+                    topic: topic.to_owned(),
                     partition: PARTITION,
                     offset: row.try_get("id")?,
                     key: row.try_get("key")?,

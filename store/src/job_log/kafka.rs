@@ -4,13 +4,13 @@
 //! cooperative rebalancing, commits by hand after the effect, and the archive's position wins
 //! over the committed one, because it moved in the transaction that stored the rows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -22,10 +22,10 @@ use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use rdkafka::statistics::Statistics;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
-use shared::config::KafkaConfig;
+use shared::config::{GroupProtocol, KafkaConfig};
 use shared::events::{TOPIC_MESSAGES, TOPIC_PUSHES, TOPIC_UPLOADS, dead_letter_topic, retry_topic};
 
-use super::{Job, JobLog, JobLogError, JobPosition, JobSource, ReceivedJob};
+use super::{Job, JobLog, JobLogError, JobPosition, JobScan, JobSource, ReceivedJob};
 use crate::archive::{ArchiveError, MessageArchive};
 
 /// How long an administrative request may take.
@@ -37,20 +37,24 @@ const CONSUMER_KBYTES_MAX: &str = "16384";
 /// How long finding and reaching a position may take, and the pause before the next try.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 const SEEK_PAUSE: Duration = Duration::from_millis(100);
+/// How long a scan waits for a job that must come.
+const SCAN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often an idle consumer looks at its assignment.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The job log in Kafka.
 #[derive(Clone)]
 pub struct KafkaJobLog {
-    producer: FutureProducer,
-    brokers: String,
+    /// Replaced after a fatal error: an idempotent producer that lost its sequence never sends
+    /// again.
+    producer: Arc<RwLock<FutureProducer>>,
+    config: Arc<KafkaConfig>,
 }
 
 impl std::fmt::Debug for KafkaJobLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("KafkaJobLog")
-            .field("brokers", &self.brokers)
+            .field("brokers", &self.config.brokers)
             .finish_non_exhaustive()
     }
 }
@@ -61,26 +65,45 @@ impl KafkaJobLog {
     /// # Errors
     /// [`JobLogError::Refused`] when the configuration cannot be used.
     pub fn connect(config: &KafkaConfig) -> Result<Self, JobLogError> {
-        let timeout_ms = config.append_timeout.as_millis().to_string();
-        let producer = ClientConfig::new()
-            .set("bootstrap.servers", &config.brokers)
-            .set("client.id", "wyd")
-            .set("acks", "all")
-            .set("enable.idempotence", "true")
-            .set("partitioner", "murmur2_random")
-            .set("message.timeout.ms", &timeout_ms)
-            .set("request.timeout.ms", &timeout_ms)
-            .set("queue.buffering.max.kbytes", PRODUCER_KBYTES_MAX)
-            // The acknowledgement waits for it: a small delay, still many jobs a request.
-            .set("linger.ms", "1")
-            .create();
-        let producer: FutureProducer =
-            producer.map_err(|error| JobLogError::Refused(error.to_string()))?;
+        let producer = producer(config).map_err(|error| JobLogError::Refused(error.to_string()))?;
         Ok(Self {
-            producer,
-            brokers: config.brokers.clone(),
+            producer: Arc::new(RwLock::new(producer)),
+            config: Arc::new(config.clone()),
         })
     }
+
+    /// Makes a new producer when this one can never send again.
+    fn heal(&self) {
+        let mut current = self.producer.write();
+        let Some((code, reason)) = current.client().fatal_error() else {
+            return;
+        };
+        tracing::error!(
+            ?code,
+            reason,
+            "the Kafka producer failed for good, making a new one"
+        );
+        match producer(&self.config) {
+            Ok(new) => *current = new,
+            Err(error) => tracing::error!(%error, "no Kafka producer can be made"),
+        }
+    }
+}
+
+fn producer(config: &KafkaConfig) -> Result<FutureProducer, KafkaError> {
+    let timeout_ms = config.append_timeout.as_millis().to_string();
+    ClientConfig::new()
+        .set("bootstrap.servers", &config.brokers)
+        .set("client.id", "wyd")
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("message.timeout.ms", &timeout_ms)
+        .set("request.timeout.ms", &timeout_ms)
+        .set("queue.buffering.max.kbytes", PRODUCER_KBYTES_MAX)
+        // The acknowledgement waits for it: a small delay, still many jobs a request.
+        .set("linger.ms", "1")
+        .create()
 }
 
 #[async_trait]
@@ -98,17 +121,23 @@ impl JobLog for KafkaJobLog {
             .payload(&job.value[..])
             .headers(headers);
         // No waiting for room: a full producer means that Kafka is away.
-        match self.producer.send(record, Duration::ZERO).await {
+        let producer = self.producer.read().clone();
+        match producer.send(record, Duration::ZERO).await {
             Ok(delivery) => Ok(JobPosition {
                 partition: delivery.partition,
                 offset: delivery.offset,
             }),
-            Err((error, _)) => Err(job_log_error(error)),
+            Err((error, _)) => {
+                if producer.client().fatal_error().is_some() {
+                    self.heal();
+                }
+                Err(job_log_error(error))
+            }
         }
     }
 
     async fn ping(&self, timeout: Duration) -> Result<(), JobLogError> {
-        let producer = self.producer.clone();
+        let producer = self.producer.read().clone();
         // The call blocks its thread.
         let asked = tokio::task::spawn_blocking(move || {
             producer
@@ -131,6 +160,15 @@ impl JobLog for KafkaJobLog {
         }
     }
 
+    async fn scan(&self, topic: &str) -> Result<Box<dyn JobScan>, JobLogError> {
+        let (brokers, topic) = (self.config.brokers.clone(), topic.to_owned());
+        let begun = tokio::task::spawn_blocking(move || KafkaScan::begin(&brokers, &topic));
+        let scan = begun
+            .await
+            .map_err(|error| JobLogError::Unavailable(Box::new(error)))?;
+        Ok(Box::new(scan?))
+    }
+
     async fn consume(
         &self,
         group: &'static str,
@@ -140,15 +178,21 @@ impl JobLog for KafkaJobLog {
         let context = GroupContext::default();
         let assigned = Arc::clone(&context.assigned);
         let high = Arc::clone(&context.high);
-        let consumer = ClientConfig::new()
-            .set("bootstrap.servers", &self.brokers)
+        let mut client = ClientConfig::new();
+        match self.config.group_protocol {
+            GroupProtocol::Classic => client
+                .set("partition.assignment.strategy", "cooperative-sticky")
+                .set("session.timeout.ms", "10000")
+                .set("heartbeat.interval.ms", "2000"),
+            // The broker says how long a member may be silent.
+            GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
+        };
+        let consumer = client
+            .set("bootstrap.servers", &self.config.brokers)
             .set("client.id", "wyd")
             .set("group.id", group)
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("session.timeout.ms", "10000")
-            .set("heartbeat.interval.ms", "2000")
             .set("queued.max.messages.kbytes", CONSUMER_KBYTES_MAX)
             // Tells how far each partition reaches, for the lag, without a request of ours.
             .set("statistics.interval.ms", "2000")
@@ -180,6 +224,8 @@ struct GroupContext {
 struct Assigned {
     added: Vec<i32>,
     removed: Vec<i32>,
+    /// What this member holds now, looked at or not.
+    held: HashSet<i32>,
 }
 
 impl ClientContext for GroupContext {
@@ -206,9 +252,16 @@ impl ConsumerContext for GroupContext {
         };
         let mut assigned = self.assigned.lock();
         match rebalance {
-            Rebalance::Assign(list) => assigned.added.extend(partitions(list)),
+            Rebalance::Assign(list) => {
+                let added = partitions(list);
+                assigned.held.extend(&added);
+                assigned.added.extend(added);
+            }
             Rebalance::Revoke(list) => {
                 let removed = partitions(list);
+                assigned
+                    .held
+                    .retain(|partition| !removed.contains(partition));
                 assigned
                     .added
                     .retain(|partition| !removed.contains(partition));
@@ -272,6 +325,26 @@ impl JobSource for KafkaSource {
         self.consumer
             .commit(&list, CommitMode::Async)
             .map_err(job_log_error)
+    }
+
+    async fn rest(&mut self, pause: Duration) -> Result<(), JobLogError> {
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            // Paused again in every round: a rebalance may have brought partitions.
+            let held = self.consumer.assignment().map_err(job_log_error)?;
+            self.consumer.pause(&held).map_err(job_log_error)?;
+            let wait = LOOK_AGAIN.min(until - Instant::now());
+            // Asking is what keeps the membership; what was on its way already is kept.
+            if let Some(job) = self.receive(wait).await? {
+                self.take(job);
+            }
+        }
+        let held = self.consumer.assignment().map_err(job_log_error)?;
+        self.consumer.resume(&held).map_err(job_log_error)
+    }
+
+    fn holds(&self, partition: i32) -> bool {
+        self.assigned.lock().held.contains(&partition)
     }
 
     fn lag(&self) -> Vec<(i32, i64)> {
@@ -379,7 +452,7 @@ impl KafkaSource {
 
     async fn receive(&self, wait: Duration) -> Result<Option<ReceivedJob>, JobLogError> {
         match tokio::time::timeout(wait, self.consumer.recv()).await {
-            Ok(Ok(message)) => Ok(Some(received(&message))),
+            Ok(Ok(message)) => Ok(Some(received_job(&message))),
             Ok(Err(error)) => Err(job_log_error(error)),
             Err(_) => Ok(None),
         }
@@ -400,7 +473,72 @@ impl KafkaSource {
     }
 }
 
-fn received(message: &BorrowedMessage<'_>) -> ReceivedJob {
+/// A walk through a topic, up to the ends it had at the beginning.
+struct KafkaScan {
+    consumer: StreamConsumer,
+    /// Where each partition's walk ends; a partition that is done is taken out.
+    ends: HashMap<i32, i64>,
+}
+
+impl KafkaScan {
+    /// Blocks its thread.
+    fn begin(brokers: &str, topic: &str) -> Result<Self, JobLogError> {
+        let consumer: StreamConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("client.id", "wyd")
+            // The library wants a name; nothing joins the group and nothing is committed.
+            .set("group.id", "wyd-scan")
+            .set("enable.auto.commit", "false")
+            .create()
+            .map_err(job_log_error)?;
+        let metadata = consumer
+            .fetch_metadata(Some(topic), SEEK_TIMEOUT)
+            .map_err(job_log_error)?;
+        let mut list = TopicPartitionList::new();
+        let mut ends = HashMap::new();
+        for partition in metadata
+            .topics()
+            .iter()
+            .flat_map(rdkafka::metadata::MetadataTopic::partitions)
+        {
+            let number = partition.id();
+            let (low, high) = consumer
+                .fetch_watermarks(topic, number, SEEK_TIMEOUT)
+                .map_err(job_log_error)?;
+            if low < high {
+                list.add_partition_offset(topic, number, Offset::Offset(low))
+                    .map_err(job_log_error)?;
+                ends.insert(number, high);
+            }
+        }
+        consumer.assign(&list).map_err(job_log_error)?;
+        Ok(Self { consumer, ends })
+    }
+}
+
+#[async_trait]
+impl JobScan for KafkaScan {
+    async fn next(&mut self) -> Result<Vec<ReceivedJob>, JobLogError> {
+        while !self.ends.is_empty() {
+            let received = tokio::time::timeout(SCAN_TIMEOUT, self.consumer.recv()).await;
+            let received = received
+                .map_err(|_| JobLogError::Unavailable("Kafka sent nothing in time".into()))?;
+            let job = received_job(&received.map_err(job_log_error)?);
+            let Some(end) = self.ends.get(&job.partition).copied() else {
+                continue;
+            };
+            if job.offset + 1 >= end {
+                self.ends.remove(&job.partition);
+            }
+            if job.offset < end {
+                return Ok(vec![job]);
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+fn received_job(message: &BorrowedMessage<'_>) -> ReceivedJob {
     let text = |bytes: Option<&[u8]>| {
         bytes
             .map(|bytes| String::from_utf8_lossy(bytes).into_owned())

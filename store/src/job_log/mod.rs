@@ -13,7 +13,7 @@ use bytes::Bytes;
 use crate::BoxError;
 use crate::archive::MessageArchive;
 
-pub use cloud_events::{DeadLetter, dead_letter_job, publication_event, publication_job};
+pub use cloud_events::{publication_event, publication_job};
 pub use embedded::EmbeddedJobLog;
 pub use kafka::{KafkaJobLog, ensure_topics};
 
@@ -34,6 +34,12 @@ pub trait JobLog: Send + Sync + 'static {
     /// # Errors
     /// See [`JobLogError`].
     async fn ping(&self, timeout: Duration) -> Result<(), JobLogError>;
+
+    /// Reads a topic from its first job to what is its last one now, for nobody's group.
+    ///
+    /// # Errors
+    /// See [`JobLogError`].
+    async fn scan(&self, topic: &str) -> Result<Box<dyn JobScan>, JobLogError>;
 
     /// Joins a consumer group on a topic.
     ///
@@ -68,8 +74,28 @@ pub trait JobSource: Send + Sync {
     /// See [`JobLogError`]; losing a commit repeats jobs, which is harmless.
     async fn commit(&mut self, partition: i32, next_offset: i64) -> Result<(), JobLogError>;
 
+    /// Waits while staying a member of the group; hands out nothing.
+    ///
+    /// # Errors
+    /// See [`JobLogError`].
+    async fn rest(&mut self, pause: Duration) -> Result<(), JobLogError>;
+
+    /// True while this member holds the partition: the jobs of one that was given to another
+    /// member are that one's.
+    fn holds(&self, partition: i32) -> bool;
+
     /// Returns, for each partition held, how many jobs wait behind those handed out.
     fn lag(&self) -> Vec<(i32, i64)>;
+}
+
+/// A walk through a topic.
+#[async_trait]
+pub trait JobScan: Send {
+    /// Returns the next jobs; none at the end.
+    ///
+    /// # Errors
+    /// See [`JobLogError`].
+    async fn next(&mut self) -> Result<Vec<ReceivedJob>, JobLogError>;
 }
 
 /// A job on its way into the log.
@@ -103,6 +129,14 @@ pub struct ReceivedJob {
 }
 
 impl ReceivedJob {
+    /// Returns where the job is.
+    pub fn position(&self) -> JobPosition {
+        JobPosition {
+            partition: self.partition,
+            offset: self.offset,
+        }
+    }
+
     /// Returns the first header of that name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut found = self.headers.iter().filter(|(known, _)| known == name);
@@ -111,7 +145,7 @@ impl ReceivedJob {
 }
 
 /// Where a job was put.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobPosition {
     /// The partition.
     pub partition: i32,

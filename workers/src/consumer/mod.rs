@@ -1,26 +1,32 @@
 //! The loop of every role: take jobs, handle them, commit after the effect.
 //!
-//! A batch holds jobs in the order of each partition. A failure that may pass is retried in
-//! place with jitter: nothing behind it is taken meanwhile, so order holds and what is in
-//! flight stays bounded. A job that can never succeed goes to the dead letters, and the
-//! position moves on. Positions are committed only when everything before them has an outcome.
+//! A batch holds jobs in the order of each partition. A failure of the whole batch that may pass
+//! (a store that is away) is retried in place with jitter: nothing behind it is taken meanwhile,
+//! so order holds and what is in flight stays bounded; the member stays in its group, and drops
+//! what a rebalance gave to another one. A single job whose order does not matter and that may
+//! succeed later goes to the retry topic (`retry`). A job that can never succeed goes to the dead
+//! letters, and the position moves on. Positions are committed only when everything before them
+//! has an outcome.
+
+pub(crate) mod attempt;
+mod backoff;
+mod batch;
+mod retry;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rand::RngExt;
-use store::job_log::{JobLogError, JobSource, ReceivedJob};
-use tokio::time::Instant;
+use store::job_log::{JobLog, JobSource, ReceivedJob};
 use tokio_util::sync::CancellationToken;
 
 use crate::dlq::DeadLetters;
-use crate::metrics::{Metrics, PartitionLabel, RoleLabel};
+use crate::metrics::{Metrics, PartitionLabel};
 
-/// Bounds of the pause between two tries.
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+pub(crate) use attempt::Failure;
+use backoff::Backoff;
+pub use retry::{RetryConsumer, RetryTopic};
 
 /// What a batch of jobs came to.
 #[derive(Debug, Default)]
@@ -69,11 +75,14 @@ pub trait Handler: Send + Sync {
     ) -> Result<BatchOutcome, Retry>;
 
     /// Notes that everything below `next` has an outcome: called after the dead letters of a
-    /// batch are safe, which `handle` must not anticipate.
+    /// batch are safe, which `handle` must not anticipate. Only a role that keeps its position in
+    /// its own store has something to do here.
     ///
     /// # Errors
     /// [`Retry`] when it could not be noted.
-    async fn settle(&self, next: &BTreeMap<i32, i64>) -> Result<(), Retry>;
+    async fn settle(&self, _next: &BTreeMap<i32, i64>) -> Result<(), Retry> {
+        Ok(())
+    }
 }
 
 /// One consumer of one role.
@@ -84,8 +93,8 @@ pub struct Consumer {
     pub topic: &'static str,
     /// What is done with them.
     pub handler: Arc<dyn Handler>,
-    /// Where the hopeless ones go.
-    pub dead_letters: DeadLetters,
+    /// Where dead letters go, and jobs that are tried again apart from their order.
+    pub job_log: Arc<dyn JobLog>,
     /// Counters.
     pub metrics: Metrics,
     /// Jobs of one batch at most.
@@ -105,7 +114,7 @@ impl std::fmt::Debug for Consumer {
 impl Consumer {
     /// Runs until cancelled; the batch under way is finished, unless it only waits to be retried.
     pub async fn run(mut self, cancel: CancellationToken) {
-        let mut pause = Backoff::default();
+        let mut backoff = Backoff::default();
         while !cancel.is_cancelled() {
             let taken = tokio::select! {
                 () = cancel.cancelled() => return,
@@ -113,34 +122,51 @@ impl Consumer {
             };
             match taken {
                 Ok(batch) => {
-                    pause = Backoff::default();
+                    backoff = Backoff::default();
                     if !batch.is_empty() {
-                        self.settle(&batch, &cancel).await;
+                        self.bring_to_end(batch, &cancel).await;
                     }
                 }
                 Err(error) => {
                     tracing::warn!(topic = self.topic, %error, "jobs cannot be taken, trying again");
-                    pause.wait(&cancel).await;
+                    tokio::select! {
+                        () = cancel.cancelled() => return,
+                        () = tokio::time::sleep(backoff.next()) => {}
+                    }
                 }
             }
         }
     }
 
     /// Brings a batch to its end: every job has an outcome and the position is committed.
-    async fn settle(&mut self, batch: &[ReceivedJob], cancel: &CancellationToken) {
-        let next = next_positions(batch);
-        let mut pause = Backoff::default();
-        while let Err(error) = self.try_batch(batch, &next).await {
+    async fn bring_to_end(&mut self, mut batch: Vec<ReceivedJob>, cancel: &CancellationToken) {
+        let mut backoff = Backoff::default();
+        let next = loop {
+            // What another member holds now is that one's: this batch may be an old one.
+            batch.retain(|job| self.source.holds(job.partition));
+            if batch.is_empty() {
+                return;
+            }
+            let next = next_positions(&batch);
+            let Err(error) = self.try_batch(&batch, &next).await else {
+                break next;
+            };
             self.metrics
                 .count(self.handler.role(), "retry", batch.len());
             tracing::warn!(
-                topic = self.topic, jobs = batch.len(), attempt = pause.attempt, %error,
+                topic = self.topic, jobs = batch.len(), attempt = backoff.attempt, %error,
                 "batch failed, trying again"
             );
-            if !pause.wait(cancel).await {
-                return;
+            let pause = backoff.next();
+            let rested = tokio::select! {
+                () = cancel.cancelled() => return,
+                rested = self.source.rest(pause) => rested,
+            };
+            if let Err(error) = rested {
+                tracing::warn!(topic = self.topic, %error, "consumer group cannot be reached");
+                tokio::time::sleep(backoff::PAUSE_MIN).await;
             }
-        }
+        };
         for (partition, next_offset) in next {
             if let Err(error) = self.source.commit(partition, next_offset).await {
                 tracing::debug!(topic = self.topic, partition, %error, "position was not committed");
@@ -154,36 +180,26 @@ impl Consumer {
         batch: &[ReceivedJob],
         next: &BTreeMap<i32, i64>,
     ) -> Result<(), Retry> {
-        let role = self.handler.role();
-        let started = Instant::now();
-        let outcome = self.handler.handle(batch, next).await?;
-        for (place, error) in &outcome.poison {
+        let handled = batch::handle(&*self.handler, batch, next, &self.metrics).await?;
+        let dead_letters = DeadLetters::new(&*self.job_log, &self.metrics);
+        let mut is_settled = handled.is_settled;
+        for (place, error) in &handled.outcome.poison {
             if let Some(job) = batch.get(*place) {
-                let kept = self.dead_letters.keep(job, error).await;
-                kept.map_err(|error: JobLogError| Retry(error.to_string()))?;
+                let kept = dead_letters.keep(job, &Failure::poison(error)).await;
+                kept.map_err(|error| Retry(error.to_string()))?;
+                is_settled = false;
             }
         }
-        if !outcome.poison.is_empty() {
-            self.handler.settle(next).await?;
+        let retry_topic = RetryTopic::new(&*self.job_log, &self.metrics);
+        for (place, later) in &handled.outcome.later {
+            if let Some(job) = batch.get(*place) {
+                let kept = retry_topic.keep(job, later).await;
+                kept.map_err(|error| Retry(error.to_string()))?;
+                is_settled = false;
+            }
         }
-        let label = RoleLabel { role };
-        let seconds = started.elapsed().as_secs_f64();
-        self.metrics
-            .job_seconds
-            .get_or_create(&label)
-            .observe(seconds);
-        self.metrics.count(role, "done", outcome.done);
-        self.metrics
-            .count(role, "already_done", outcome.already_done);
-        self.metrics.count(role, "poison", outcome.poison.len());
-        let ages = self.metrics.job_age_seconds.get_or_create(&label);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        for at in outcome.event_times_ms {
-            let age = now
-                .clone()
-                .unwrap_or_default()
-                .saturating_sub(Duration::from_millis(at));
-            ages.observe(age.as_secs_f64());
+        if !is_settled {
+            self.handler.settle(next).await?;
         }
         Ok(())
     }
@@ -191,7 +207,7 @@ impl Consumer {
     fn observe_lag(&self) {
         for (partition, lag) in self.source.lag() {
             let label = PartitionLabel {
-                topic: self.topic,
+                topic: self.topic.to_owned(),
                 partition,
             };
             self.metrics.consumer_lag.get_or_create(&label).set(lag);
@@ -207,31 +223,4 @@ fn next_positions(batch: &[ReceivedJob]) -> BTreeMap<i32, i64> {
         *position = (job.offset + 1).max(*position);
     }
     next
-}
-
-/// Pauses that double, with jitter so that workers do not retry in step.
-#[derive(Debug)]
-struct Backoff {
-    attempt: u32,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { attempt: 1 }
-    }
-}
-
-impl Backoff {
-    /// Waits; false when cancelled.
-    async fn wait(&mut self, cancel: &CancellationToken) -> bool {
-        let longest = PAUSE_MIN
-            .saturating_mul(1 << self.attempt.min(10))
-            .min(PAUSE_MAX);
-        let pause = longest.mul_f64(rand::rng().random_range(0.5..1.0));
-        self.attempt = self.attempt.saturating_add(1);
-        tokio::select! {
-            () = cancel.cancelled() => false,
-            () = tokio::time::sleep(pause) => true,
-        }
-    }
 }

@@ -12,7 +12,6 @@ use store::job_log::{JobLog, JobLogError, ReceivedJob, publication_event};
 use tokio_util::sync::CancellationToken;
 
 use crate::consumer::{BatchOutcome, Consumer, Handler, Retry};
-use crate::dlq::DeadLetters;
 use crate::metrics::Metrics;
 
 /// Name of the role.
@@ -39,7 +38,7 @@ pub async fn start(
             archive,
             timeout: config.store_timeout,
         }),
-        dead_letters: DeadLetters::new(job_log, metrics.clone()),
+        job_log,
         metrics,
         batch_jobs_max: config.batch_jobs_max,
         batch_linger: config.batch_linger,

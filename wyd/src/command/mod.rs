@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod dev;
+pub(crate) mod dlq;
 pub(crate) mod gateway;
 pub(crate) mod migrate;
 pub(crate) mod token;

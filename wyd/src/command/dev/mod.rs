@@ -102,6 +102,6 @@ fn greet(public: SocketAddr, internal: SocketAddr, data: &Path) {
     println!("  data              {}", data.display());
 }
 
-fn sqlite_url(path: &Path) -> String {
+pub(crate) fn sqlite_url(path: &Path) -> String {
     format!("sqlite://{}", path.display())
 }
