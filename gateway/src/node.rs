@@ -27,6 +27,7 @@ use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::outbox::Publisher;
 use crate::parts::Parts;
+use crate::presence::Presence;
 use crate::session::send_queue::Signal;
 use crate::session::ticks::Ticks;
 use crate::session::{Rules, Services, VERSION};
@@ -118,6 +119,7 @@ impl Node {
             archive,
             extra_routes,
         } = parts;
+        let push_log = job_log.clone();
         let id = NodeId::random();
         let tasks = TaskTracker::new();
         let background = CancellationToken::new();
@@ -167,7 +169,7 @@ impl Node {
         };
         node.spawn_ticks();
         node.spawn_heartbeat(Arc::clone(&between.control));
-        node.listen(between.control, extra_routes).await?;
+        node.listen(between.control, push_log, extra_routes).await?;
         node.readiness.start();
         Ok(node)
     }
@@ -185,6 +187,11 @@ impl Node {
     /// Returns what `/readyz` asks.
     pub fn readiness(&self) -> Arc<Readiness> {
         Arc::clone(&self.readiness)
+    }
+
+    /// Returns who is here, on all nodes.
+    pub fn presence(&self) -> Arc<dyn Presence> {
+        Arc::clone(&self.services.presence)
     }
 
     /// Counts.
@@ -247,13 +254,14 @@ impl Node {
     async fn listen(
         &mut self,
         control: Arc<dyn Control>,
+        job_log: Option<Arc<dyn JobLog>>,
         extra_routes: Router,
     ) -> Result<(), StartError> {
         let address = self.config.listen;
         let listen_error = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen_error)?;
         self.address = listener.local_addr().map_err(listen_error)?;
-        let api = Api::new(Arc::clone(&self.services), control, &self.config.api);
+        let api = Api::new(Arc::clone(&self.services), control, job_log, &self.config);
         let body_bytes_max = self.config.limits.request_body_bytes_max;
         let routes = api::router(Arc::new(api), body_bytes_max)
             .merge(health_routes(Arc::clone(&self.readiness)))

@@ -111,7 +111,11 @@ async fn messages_persisted_from_a_filled_topic() {
         while done() < MESSAGES {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        ((MESSAGES - begun) as f64, at.elapsed().as_secs_f64(), cpu_seconds() - cpu)
+        (
+            (MESSAGES - begun) as f64,
+            at.elapsed().as_secs_f64(),
+            cpu_seconds() - cpu,
+        )
     };
     let (count, seconds, cpu) = tokio::time::timeout(PATIENCE, waiting).await.unwrap();
     cancel.cancel();

@@ -5,8 +5,13 @@ use std::sync::Arc;
 use shared::config::{Config, WorkerRole, WorkerRoles};
 use store::archive::MessageArchive;
 use store::job_log::{JobLog, JobLogError};
+use store::records::Records;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use workers::push::PushParts;
+use workers::push::metrics::PushMetrics;
+use workers::push::online::Online;
+use workers::push::provider::PushProvider;
 
 use crate::process::{Failure, Signals};
 
@@ -17,6 +22,16 @@ pub(crate) struct WorkerParts {
     /// Where messages are kept.
     pub(crate) archive: Option<Arc<dyn MessageArchive>>,
     pub(crate) metrics: workers::Metrics,
+    /// What the push worker needs besides.
+    pub(crate) push: Option<PushNeeds>,
+}
+
+/// What only the push worker needs.
+pub(crate) struct PushNeeds {
+    pub(crate) records: Records,
+    pub(crate) online: Arc<dyn Online>,
+    pub(crate) provider: Arc<dyn PushProvider>,
+    pub(crate) metrics: PushMetrics,
 }
 
 /// The workers that run.
@@ -36,6 +51,7 @@ impl Workers {
         for role in roles.iter() {
             match role {
                 WorkerRole::Persist => workers.start_persist(parts).await?,
+                WorkerRole::Push => workers.start_push(parts).await?,
             }
         }
         Ok(workers)
@@ -51,6 +67,23 @@ impl Workers {
         );
         let persist = persist.await.map_err(|error| cannot_join(&error))?;
         self.spawn(WorkerRole::Persist, persist);
+        Ok(())
+    }
+
+    async fn start_push(&mut self, parts: &WorkerParts) -> Result<(), Failure> {
+        let missing = || Failure::Configuration(vec!["database.url is not configured".to_owned()]);
+        let needs = parts.push.as_ref().ok_or_else(missing)?;
+        let push = PushParts {
+            config: Arc::clone(&parts.config),
+            job_log: Arc::clone(&parts.job_log),
+            records: needs.records.clone(),
+            online: Arc::clone(&needs.online),
+            provider: Arc::clone(&needs.provider),
+            metrics: parts.metrics.clone(),
+            push_metrics: needs.metrics.clone(),
+        };
+        let push = workers::push::start(push, self.cancel.clone()).await;
+        self.spawn(WorkerRole::Push, push.map_err(|error| cannot_join(&error))?);
         Ok(())
     }
 

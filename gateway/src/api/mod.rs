@@ -7,6 +7,7 @@ mod control;
 mod history;
 mod presence;
 mod publish;
+mod push;
 mod router;
 
 pub(crate) use router::{Api, router};

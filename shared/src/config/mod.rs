@@ -18,10 +18,12 @@ mod duration;
 mod environment;
 mod file;
 pub mod load;
+mod push;
 mod roles;
 mod secret;
 mod tree;
 
+pub use push::{PushConfig, PushProviderKind};
 pub use roles::{WorkerRole, WorkerRoles};
 pub use secret::Secret;
 
@@ -49,6 +51,8 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// MongoDB: the message archive, when set.
     pub mongo: MongoConfig,
+    /// Pushes to people who are away.
+    pub push: PushConfig,
     /// The worker processes.
     pub worker: WorkerConfig,
     /// How a node stops.
@@ -76,6 +80,7 @@ impl Default for Config {
             kafka: KafkaConfig::default(),
             database: DatabaseConfig::default(),
             mongo: MongoConfig::default(),
+            push: PushConfig::default(),
             worker: WorkerConfig::default(),
             drain: DrainConfig::default(),
             limits: LimitsConfig::default(),
@@ -484,6 +489,8 @@ impl Default for TelemetryConfig {
 pub struct NamespaceOptions {
     /// Publications reach Kafka and the archive, and are acknowledged only then. Needs history.
     pub durable: bool,
+    /// Members who are away get pushes. Needs `durable` and `presence`.
+    pub push: bool,
     /// Who may subscribe: `token` (a subscription token or another rule is needed) or `public`
     /// (every user with a valid connection token; anonymous ones only with
     /// `allow_subscribe_for_anonymous`).
@@ -553,6 +560,7 @@ impl Default for NamespaceOptions {
     fn default() -> Self {
         Self {
             durable: false,
+            push: false,
             authorize: Authorize::Token,
             presence: false,
             join_leave: false,
@@ -576,6 +584,18 @@ impl Default for NamespaceOptions {
             allow_history_for_subscriber: false,
             allow_history_for_anonymous: false,
             allow_user_limited_channels: false,
+        }
+    }
+}
+
+impl Config {
+    /// Returns the options of a channel's namespace; `None` when it is not configured.
+    pub fn options_of(&self, channel: &crate::ids::ChannelName) -> Option<&NamespaceOptions> {
+        let name = channel.as_str();
+        // `$` marks private channels, before the namespace.
+        match name.strip_prefix('$').unwrap_or(name).split_once(':') {
+            Some((namespace, _)) => self.namespaces.get(namespace),
+            None => self.without_namespace.as_ref(),
         }
     }
 }

@@ -5,22 +5,26 @@
 pub enum WorkerRole {
     /// Publications into the archive.
     Persist,
+    /// Pushes to people who are away.
+    Push,
 }
 
 impl WorkerRole {
     /// Every role.
-    pub const ALL: &[Self] = &[Self::Persist];
+    pub const ALL: &[Self] = &[Self::Persist, Self::Push];
 
     /// Returns its name: on the command line, in logs, a label of metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Persist => "persist",
+            Self::Push => "push",
         }
     }
 
     fn bit(self) -> u8 {
         match self {
             Self::Persist => 1,
+            Self::Push => 2,
         }
     }
 }

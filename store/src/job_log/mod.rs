@@ -3,6 +3,7 @@
 mod cloud_events;
 mod embedded;
 mod kafka;
+mod push_event;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::archive::MessageArchive;
 pub use cloud_events::{publication_event, publication_job};
 pub use embedded::EmbeddedJobLog;
 pub use kafka::{KafkaJobLog, ensure_topics};
+pub use push_event::{push_event, push_job};
 
 /// A log of jobs in topics and partitions.
 ///

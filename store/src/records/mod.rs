@@ -3,6 +3,8 @@
 //! One set of statements serves PostgreSQL and SQLite: they use only what both have (`ON CONFLICT`,
 //! `RETURNING`, `$1`), text, 64-bit integers and nothing else. Times are Unix milliseconds.
 
+mod pushes;
+
 use std::time::Duration;
 
 use shared::config::DatabaseConfig;
@@ -11,6 +13,8 @@ use sqlx::any::AnyPoolOptions;
 
 use crate::BoxError;
 use crate::archive::NOT_MIGRATED;
+
+pub use pushes::{LedgerEntry, LedgerState, PushStanding, PushTarget};
 
 /// How long a connection is waited for.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);

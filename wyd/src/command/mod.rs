@@ -14,6 +14,7 @@ use std::sync::Arc;
 use shared::config::Config;
 use store::archive::{ArchiveError, MessageArchive};
 use store::job_log::{JobLog, KafkaJobLog};
+use store::records::Records;
 
 use crate::process::Failure;
 
@@ -33,6 +34,13 @@ pub(crate) async fn archive(config: &Config) -> Result<Option<Arc<dyn MessageArc
     store::archive::open(config)
         .await
         .map_err(|error| archive_failure(&error))
+}
+
+/// Opens the chat records when an SQL database is configured.
+pub(crate) async fn records(config: &Config) -> Result<Option<Records>, Failure> {
+    Records::open(&config.database)
+        .await
+        .map_err(|error| Failure::Dependency(vec![format!("database: {}", with_sources(&error))]))
 }
 
 /// Says what is wrong with an archive.

@@ -15,7 +15,13 @@ const HISTORY_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Names of services in a developer's shell. They belong to another project more often than not,
 /// and `wyd dev` must not write to what it happens to find there.
-const SERVICES: [&str; 4] = ["DATABASE_URL", "MONGO_URL", "REDIS_URL", "KAFKA_BROKERS"];
+const SERVICES: [&str; 5] = [
+    "DATABASE_URL",
+    "MONGO_URL",
+    "REDIS_URL",
+    "KAFKA_BROKERS",
+    "FCM_CREDENTIALS",
+];
 
 /// Makes the defaults; file and environment win over them.
 pub(super) fn config(data: &Path, secrets: Secrets) -> Config {
@@ -84,6 +90,7 @@ fn own_origins(listen: SocketAddr) -> Vec<String> {
 fn chat() -> NamespaceOptions {
     NamespaceOptions {
         durable: true,
+        push: true,
         history_size: HISTORY_SIZE,
         history_ttl: HISTORY_TTL,
         force_recovery: true,

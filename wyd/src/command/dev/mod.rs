@@ -13,15 +13,19 @@ use std::sync::Arc;
 
 use gateway::{Node, NodeParts};
 use prometheus_client::registry::Registry;
-use shared::config::WorkerRoles;
 use shared::config::check::Role;
+use shared::config::{Config, WorkerRoles};
 use store::job_log::{EmbeddedJobLog, JobLog};
+use store::records::Records;
+use workers::push::console::ConsolePushes;
+use workers::push::metrics::PushMetrics;
 
-use super::{archive, archive_failure};
+use super::{archive, archive_failure, records};
 use crate::cli::DevArgs;
 use crate::internal::{Gateway, Internal, InternalPort};
 use crate::process::{Failure, Signals, Source};
-use crate::roles::{WorkerParts, Workers};
+use crate::push::{ByPresence, provider};
+use crate::roles::{PushNeeds, WorkerParts, Workers};
 
 pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure> {
     let data = &args.data;
@@ -48,23 +52,26 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
     let archive = archive(&config).await?;
     let job_log = embedded_job_log(data).await?;
     let mut registry = Registry::default();
-    let parts = WorkerParts {
-        config: Arc::clone(&config),
-        job_log: Arc::clone(&job_log),
-        archive: archive.clone(),
-        metrics: workers::Metrics::new(&mut registry),
-    };
-    let mut workers = Workers::start(WorkerRoles::ALL, &parts).await?;
     let parts = NodeParts {
         config: Arc::clone(&config),
-        job_log: Some(job_log),
-        archive,
+        job_log: Some(Arc::clone(&job_log)),
+        archive: archive.clone(),
         extra_routes: demo::routes(Arc::clone(&config)),
     };
     let node = Node::start(parts, &mut registry).await;
     let node = Arc::new(node.map_err(|error| super::gateway::failure(&error))?);
+    let console = ConsolePushes::new(config.push.console_pushes_max);
+    let parts = WorkerParts {
+        config: Arc::clone(&config),
+        job_log,
+        archive,
+        metrics: workers::Metrics::new(&mut registry),
+        push: push_needs(&config, &node, &console, &mut registry).await?,
+    };
+    let mut workers = Workers::start(WorkerRoles::ALL, &parts).await?;
     let internal = internal.serve(Internal {
         gateway: Some(Gateway::new(Arc::clone(&node), &config)),
+        pushes: console,
         registry,
     });
     greet(node.public_addr(), internal.address, data);
@@ -76,6 +83,24 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
     }
     internal.stop();
     stopped
+}
+
+async fn push_needs(
+    config: &Config,
+    node: &Node,
+    console: &ConsolePushes,
+    registry: &mut Registry,
+) -> Result<Option<PushNeeds>, Failure> {
+    let metrics = PushMetrics::new(registry);
+    let needs = |records: Records| {
+        Ok(PushNeeds {
+            records,
+            online: Arc::new(ByPresence(node.presence())),
+            provider: provider(config, console, metrics.clone())?,
+            metrics,
+        })
+    };
+    records(config).await?.map(needs).transpose()
 }
 
 async fn embedded_job_log(data: &Path) -> Result<Arc<dyn JobLog>, Failure> {
