@@ -32,6 +32,7 @@ use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::outbox::Publisher;
 use crate::parts::Parts;
+use crate::presence::Presence;
 use crate::server_publisher::ServerPublisher;
 use crate::session::send_queue::Signal;
 use crate::session::ticks::Ticks;
@@ -130,6 +131,7 @@ impl Node {
             media,
             extra_routes,
         } = parts;
+        let push_log = job_log.clone();
         let id = NodeId::random();
         let tasks = TaskTracker::new();
         let background = CancellationToken::new();
@@ -200,7 +202,7 @@ impl Node {
         };
         node.spawn_ticks();
         node.spawn_heartbeat(Arc::clone(&between.control));
-        node.listen(between.control, extra_routes).await?;
+        node.listen(between.control, push_log, extra_routes).await?;
         node.readiness.start();
         Ok(node)
     }
@@ -223,6 +225,11 @@ impl Node {
     /// Returns what `/readyz` asks.
     pub fn readiness(&self) -> Arc<Readiness> {
         Arc::clone(&self.readiness)
+    }
+
+    /// Returns who is here, on all nodes.
+    pub fn presence(&self) -> Arc<dyn Presence> {
+        Arc::clone(&self.services.presence)
     }
 
     /// Counts.
@@ -285,13 +292,14 @@ impl Node {
     async fn listen(
         &mut self,
         control: Arc<dyn Control>,
+        job_log: Option<Arc<dyn JobLog>>,
         extra_routes: Router,
     ) -> Result<(), StartError> {
         let address = self.config.listen;
         let listen_error = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(listen_error)?;
         self.address = listener.local_addr().map_err(listen_error)?;
-        let api = Api::new(Arc::clone(&self.services), control, &self.config.api);
+        let api = Api::new(Arc::clone(&self.services), control, job_log, &self.config);
         let body_bytes_max = self.config.limits.request_body_bytes_max;
         let routes = api::router(Arc::new(api), body_bytes_max)
             .merge(chat::rest::router(&self.services.chat, body_bytes_max))

@@ -8,6 +8,7 @@
     reason = "a test that cannot go on panics, and its helpers are part of it"
 )]
 
+mod chat_world;
 mod support;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use chat_world::chat_config;
 use gateway::{Node, NodeParts};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -25,7 +27,6 @@ use shared::ids::MediaId;
 use store::job_log::{EmbeddedJobLog, JobLog, JobSource, media_event};
 use store::media::{FileStore, Grant, MediaStore, keys};
 use store::records::{MediaResult, PictureResult, Records, Thumbnail};
-use support::chat::chat_config;
 use support::{http, token};
 
 struct MediaNode {

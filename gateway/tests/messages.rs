@@ -118,6 +118,7 @@ impl World {
             job_log: Some(Arc::clone(&log) as Arc<dyn JobLog>),
             archive: Some(archive),
             records: Some(records),
+            media: None,
             extra_routes: axum::Router::new(),
         };
         let node = Node::start(parts, &mut Registry::default()).await.unwrap();

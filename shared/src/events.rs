@@ -3,6 +3,8 @@
 //! CloudEvents 1.0 in Kafka's binary mode: attributes are `ce_*` headers, the value is the data
 //! below. `docs/wire.md` describes both byte for byte.
 
+mod push;
+
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +12,8 @@ use serde_json::value::RawValue;
 
 use crate::ids::{ChannelName, Epoch, MediaId, MessageId};
 use crate::protocol::Tags;
+
+pub use push::{PushAbout, PushEvent, PushNotification};
 
 /// Topic of publications of durable channels; keyed by channel.
 pub const TOPIC_MESSAGES: &str = "wyd.messages";
@@ -25,7 +29,7 @@ pub const GROUP_PUSH: &str = "wyd-push";
 pub const GROUP_UPLOAD: &str = "wyd-upload";
 /// Event type of [`PublicationEvent`].
 pub const TYPE_PUBLICATION: &str = "wyd.publication";
-/// Event type of a push to make.
+/// Event type of [`PushEvent`].
 pub const TYPE_PUSH_REQUESTED: &str = "wyd.push.requested";
 /// Event type of an uploaded medium.
 pub const TYPE_MEDIA_UPLOADED: &str = "wyd.media.uploaded";

@@ -8,12 +8,13 @@ const history = [];
 
 async function look() {
   try {
+    showPushes(await (await fetch("/pushes.json")).json());
     const answer = await fetch("/stats.json");
     if (answer.status === 404) {
       $("node").textContent = "a worker: it has no connections; see /metrics";
-      return;
+    } else {
+      show(await answer.json());
     }
-    show(await answer.json());
   } catch {
     $("ready").textContent = "no answer";
     $("ready").dataset.state = "not-ready";
@@ -43,6 +44,17 @@ function show(stats) {
   $("ready").dataset.state = isReady ? "ready" : "not-ready";
   draw("connections-line", history.map((point) => point.connections));
   draw("deliveries-line", history.map((point) => point.rate));
+}
+
+function showPushes(pushes) {
+  $("pushes").hidden = pushes.length === 0;
+  const items = pushes.map(({ at_ms: at, device, notification, thread }) => {
+    const item = document.createElement("li");
+    const said = notification ? `${notification.title}: ${notification.body}` : "(silent)";
+    item.textContent = `${new Date(at).toLocaleTimeString("en-GB")} · ${device}… · ${thread} · ${said}`;
+    return item;
+  });
+  $("push-list").replaceChildren(...items);
 }
 
 function draw(id, values) {

@@ -50,7 +50,7 @@ pub(crate) struct DevArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
-    /// What it does, separated by commas; all roles by default: `persist`.
+    /// What it does, separated by commas; all roles by default: `persist`, `push`.
     #[arg(long, value_delimiter = ',')]
     pub(crate) roles: Vec<String>,
 }

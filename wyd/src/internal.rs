@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use shared::config::{BrokerKind, Config, NamespaceOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use workers::push::console::ConsolePushes;
 
 use crate::process::Failure;
 
@@ -33,6 +34,8 @@ struct Pages;
 pub(crate) struct Internal {
     /// The gateway, when this process has one.
     pub(crate) gateway: Option<Gateway>,
+    /// Pushes that were shown here instead of on a device.
+    pub(crate) pushes: ConsolePushes,
     /// All metrics of the process.
     pub(crate) registry: Registry,
 }
@@ -122,6 +125,7 @@ impl InternalPort {
         let routes = Router::new()
             .route("/metrics", get(metrics))
             .route("/stats.json", get(stats))
+            .route("/pushes.json", get(pushes))
             .fallback(console_page)
             .with_state(Arc::new(internal))
             .merge(health);
@@ -212,6 +216,10 @@ async fn stats(State(internal): State<Arc<Internal>>) -> Response {
         "namespaces": gateway.namespaces,
     });
     ([(CACHE_CONTROL, "no-store")], Json(figures)).into_response()
+}
+
+async fn pushes(State(internal): State<Arc<Internal>>) -> Response {
+    ([(CACHE_CONTROL, "no-store")], Json(internal.pushes.last())).into_response()
 }
 
 /// Returns the memory that is resident; `None` where the system does not tell.

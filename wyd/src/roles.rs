@@ -9,6 +9,10 @@ use store::media::MediaStore;
 use store::records::Records;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use workers::push::PushParts;
+use workers::push::metrics::PushMetrics;
+use workers::push::online::Online;
+use workers::push::provider::PushProvider;
 use workers::upload::{ChannelPublisher, UploadParts};
 
 use crate::process::{Failure, Signals};
@@ -26,6 +30,16 @@ pub(crate) struct WorkerParts {
     /// How channels learn of their media.
     pub(crate) announcer: Option<Arc<dyn ChannelPublisher>>,
     pub(crate) metrics: workers::Metrics,
+    /// What the push worker needs besides.
+    pub(crate) push: Option<PushNeeds>,
+}
+
+/// What only the push worker needs.
+pub(crate) struct PushNeeds {
+    pub(crate) records: Records,
+    pub(crate) online: Arc<dyn Online>,
+    pub(crate) provider: Arc<dyn PushProvider>,
+    pub(crate) metrics: PushMetrics,
 }
 
 /// The workers that run.
@@ -46,6 +60,7 @@ impl Workers {
             match role {
                 WorkerRole::Persist => workers.start_persist(parts).await?,
                 WorkerRole::Upload => workers.start_upload(parts).await?,
+                WorkerRole::Push => workers.start_push(parts).await?,
             }
         }
         Ok(workers)
@@ -87,6 +102,23 @@ impl Workers {
         let upload = workers::upload::start(&parts.config.media, upload, self.cancel.clone());
         let upload = upload.await.map_err(|error| cannot_join(&error))?;
         self.spawn(WorkerRole::Upload, upload);
+        Ok(())
+    }
+
+    async fn start_push(&mut self, parts: &WorkerParts) -> Result<(), Failure> {
+        let missing = || Failure::Configuration(vec!["database.url is not configured".to_owned()]);
+        let needs = parts.push.as_ref().ok_or_else(missing)?;
+        let push = PushParts {
+            config: Arc::clone(&parts.config),
+            job_log: Arc::clone(&parts.job_log),
+            records: needs.records.clone(),
+            online: Arc::clone(&needs.online),
+            provider: Arc::clone(&needs.provider),
+            metrics: parts.metrics.clone(),
+            push_metrics: needs.metrics.clone(),
+        };
+        let push = workers::push::start(push, self.cancel.clone()).await;
+        self.spawn(WorkerRole::Push, push.map_err(|error| cannot_join(&error))?);
         Ok(())
     }
 

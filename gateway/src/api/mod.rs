@@ -8,6 +8,7 @@ mod history;
 mod members;
 mod presence;
 mod publish;
+mod push;
 mod router;
 mod user_data;
 

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -17,8 +18,9 @@ use axum::routing::post;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use shared::config::ApiConfig;
+use shared::config::Config;
 use shared::protocol::ClientError;
+use store::job_log::JobLog;
 
 use crate::control::Control;
 use crate::session::Services;
@@ -27,6 +29,10 @@ use crate::session::Services;
 pub(crate) struct Api {
     pub(super) services: Arc<Services>,
     pub(super) control: Arc<dyn Control>,
+    /// Where pushes go.
+    pub(super) job_log: Option<Arc<dyn JobLog>>,
+    /// How long a push is wanted when the call does not say.
+    pub(super) push_ttl: Duration,
     keys: HashMap<String, Bytes>,
 }
 
@@ -37,12 +43,15 @@ impl Api {
     pub(crate) fn new(
         services: Arc<Services>,
         control: Arc<dyn Control>,
-        config: &ApiConfig,
+        job_log: Option<Arc<dyn JobLog>>,
+        config: &Config,
     ) -> Self {
-        let keys = config.keys.iter();
+        let keys = config.api.keys.iter();
         Self {
             services,
             control,
+            job_log,
+            push_ttl: config.push.ttl,
             keys: keys
                 .map(|(name, key)| {
                     (
@@ -82,6 +91,7 @@ impl Api {
             "info" => self.info().await,
             "user_export" => self.user_export(body).await,
             "user_erase" => self.user_erase(body).await,
+            "push" => self.push(key_name, body).await,
             _ => return None,
         })
     }

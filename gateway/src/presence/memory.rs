@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use shared::ids::{ChannelName, ClientId};
+use shared::ids::{ChannelName, ClientId, UserId};
 use shared::protocol::ClientInfo;
 
 use super::{Presence, PresenceStats};
@@ -52,5 +52,16 @@ impl Presence for MemoryPresence {
             num_clients: u32::try_from(members.len()).unwrap_or(u32::MAX),
             num_users: u32::try_from(users.len()).unwrap_or(u32::MAX),
         })
+    }
+
+    async fn online(
+        &self,
+        channel: &ChannelName,
+        users: &[UserId],
+    ) -> Result<HashSet<UserId>, BrokerError> {
+        let members = self.members(channel).await?;
+        let there: HashSet<&UserId> = members.iter().map(|info| &info.user).collect();
+        let online = users.iter().filter(|user| there.contains(user));
+        Ok(online.cloned().collect())
     }
 }

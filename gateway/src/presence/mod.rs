@@ -3,10 +3,11 @@
 pub mod memory;
 pub mod redis;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use shared::ids::{ChannelName, ClientId};
+use shared::ids::{ChannelName, ClientId, UserId};
 use shared::protocol::ClientInfo;
 
 use crate::broker::BrokerError;
@@ -40,6 +41,16 @@ pub trait Presence: Send + Sync + 'static {
     /// # Errors
     /// See [`BrokerError`].
     async fn stats(&self, channel: &ChannelName) -> Result<PresenceStats, BrokerError>;
+
+    /// Returns who of `users` is there.
+    ///
+    /// # Errors
+    /// See [`BrokerError`].
+    async fn online(
+        &self,
+        channel: &ChannelName,
+        users: &[UserId],
+    ) -> Result<HashSet<UserId>, BrokerError>;
 }
 
 /// How many are on a channel.

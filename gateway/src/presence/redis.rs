@@ -5,14 +5,14 @@
 //! was cut off for longer than its lease finds it broken and adds its members again; for that,
 //! and only that, it remembers them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rand::RngExt;
-use shared::ids::{ChannelName, ClientId, NodeId};
+use shared::ids::{ChannelName, ClientId, NodeId, UserId};
 use shared::protocol::ClientInfo;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -83,6 +83,18 @@ impl RedisPresence {
             }
         });
         presence
+    }
+
+    /// Makes one that only reads: it has no members and renews nothing.
+    pub(crate) fn reader(link: Link, keys: Keys) -> Arc<Self> {
+        Arc::new(Self {
+            link,
+            keys,
+            node: NodeId::random(),
+            lease: LEASE,
+            own: (0..keys.partitions()).map(|_| Mutex::default()).collect(),
+            departed: Mutex::default(),
+        })
     }
 
     async fn keep_alive(&self) {
@@ -391,6 +403,25 @@ impl Presence for RedisPresence {
             num_clients: next()?,
             num_users: next()?,
         })
+    }
+
+    async fn online(
+        &self,
+        channel: &ChannelName,
+        users: &[UserId],
+    ) -> Result<HashSet<UserId>, BrokerError> {
+        if users.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let mut counts = command("HMGET");
+        counts.arg(self.keys.users(channel));
+        for user in users {
+            counts.arg(user.as_str());
+        }
+        let counts = Fields::of(self.link.ask(counts.into()).await?)?.rest();
+        let there = users.iter().zip(counts);
+        let there = there.filter(|(_, count)| !matches!(count, redis::Value::Nil));
+        Ok(there.map(|(user, _)| user.clone()).collect())
     }
 }
 

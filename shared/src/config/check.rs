@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use super::{
-    Authorize, BrokerKind, Config, Join, NamespaceOptions, WorkerRole, WorkerRoles, environment,
+    Authorize, BrokerKind, Config, Join, NamespaceOptions, PushProviderKind, WorkerRole,
+    WorkerRoles, environment,
 };
 
 /// Shortest HMAC secret (RFC 7518 §3.2: as long as the hash of HS256).
@@ -14,6 +15,9 @@ const SECRET_BYTES_MIN: usize = 32;
 const LEEWAY_MAX: Duration = Duration::from_secs(60);
 /// SDKs give a command up after five seconds.
 const PUBLISH_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+/// Longest delay of a push, and longest time that FCM keeps one.
+const PUSH_DELAY_MAX: Duration = Duration::from_secs(60);
+const PUSH_TTL_MAX: Duration = Duration::from_secs(28 * 24 * 3600);
 
 /// Largest S3 object whose parts need no more than 5 GiB each.
 const MEDIA_BYTES_MAX: u64 = 5 << 30;
@@ -73,6 +77,7 @@ pub fn check(config: &Config, role: Role) -> Report {
     check_stores(config, role, &mut report);
     check_worker(config, &mut report);
     check_media(config, role, &mut report);
+    check_push(config, role, &mut report);
     report
 }
 
@@ -338,6 +343,13 @@ fn check_namespace(path: &str, options: &NamespaceOptions, has_job_log: bool, re
         &key("durable"),
         "durable channels need Kafka; set KAFKA_BROKERS",
     );
+    for (name, is_there) in [("durable", options.durable), ("presence", options.presence)] {
+        report.require(
+            !options.push || is_there,
+            &key("push"),
+            format!("pushes need {name} = true; set it, too"),
+        );
+    }
     report.require(
         options.archive_retention.is_zero() || options.durable,
         &key("archive_retention"),
@@ -550,6 +562,68 @@ fn check_media(config: &Config, role: Role, report: &mut Report) {
     );
 }
 
+fn check_push(config: &Config, role: Role, report: &mut Report) {
+    let push = &config.push;
+    report.require_above_zero(&[
+        ("push.connections", push.connections),
+        ("push.in_flight_max", push.in_flight_max),
+        ("push.console_pushes_max", push.console_pushes_max),
+    ]);
+    report.require_some_time(&[
+        ("push.request_timeout", push.request_timeout),
+        ("push.device_age_max", push.device_age_max),
+    ]);
+    report.require(
+        push.messages_per_minute_max > 0,
+        "push.messages_per_minute_max",
+        "must be above 0",
+    );
+    for (key, value) in [
+        ("push.delay", push.delay),
+        ("push.burst_window", push.burst_window),
+    ] {
+        report.require(value <= PUSH_DELAY_MAX, key, "must be at most 60s");
+    }
+    report.require(
+        !push.ttl.is_zero() && push.ttl <= PUSH_TTL_MAX,
+        "push.ttl",
+        "must be above 0s and at most 28days, which is as long as FCM keeps a push",
+    );
+    let schemes = ["http", "https"];
+    require_scheme(report, "push.fcm_base_url", &push.fcm_base_url, &schemes);
+    report.require(
+        push.provider != Some(PushProviderKind::Fcm) || push.fcm_credentials.is_some(),
+        "push.fcm_credentials",
+        "push.provider is \"fcm\"; set FCM_CREDENTIALS to a service account's JSON (or its path)",
+    );
+    if role.has(WorkerRole::Push) {
+        check_push_worker(config, report);
+    }
+}
+
+fn check_push_worker(config: &Config, report: &mut Report) {
+    let instead = "or leave `push` out of --roles";
+    report.require(
+        config.database.url.is_some(),
+        "database.url",
+        format!("the push worker reads members and devices there; set DATABASE_URL, {instead}"),
+    );
+    report.require(
+        config.broker.redis_url.is_some(),
+        "broker.redis_url",
+        format!("the push worker reads there who is online; set REDIS_URL, {instead}"),
+    );
+    let all = config.namespaces.values().chain(&config.without_namespace);
+    let is_wanted = all.into_iter().any(|options| options.push);
+    let is_chosen = config.push.provider.is_some() || config.push.fcm_credentials.is_some();
+    report.require(
+        !is_wanted || is_chosen,
+        "push.fcm_credentials",
+        "a namespace has push = true; set FCM_CREDENTIALS to a service account's JSON (or its \
+         path), or push.provider = \"console\" to send nothing",
+    );
+}
+
 /// The address itself is not shown: it may hold a password.
 fn require_scheme(report: &mut Report, key: &str, url: &str, schemes: &[&str]) {
     let scheme = url.split_once(':').map(|(scheme, _)| scheme);
@@ -575,6 +649,7 @@ mod tests {
         config.auth.hmac_secret = Some("x".repeat(SECRET_BYTES_MIN).into());
         config.database.url = Some("postgres://u:hidden@localhost/wyd".into());
         config.kafka.brokers = "localhost:9092".to_owned();
+        config.broker.redis_url = Some("redis://localhost".into());
         config
     }
 
@@ -595,6 +670,7 @@ mod tests {
     fn roles_need_different_things() {
         let without = |config: &mut Config| {
             config.database.url = None;
+            config.broker.redis_url = None;
             config.kafka.brokers.clear();
         };
         assert_eq!(errors(Role::Gateway, without), "");
@@ -629,6 +705,51 @@ mod tests {
             }
         });
         assert!(text.contains("namespaces.chat.join"), "{text}");
+    }
+
+    #[test]
+    fn pushes_need_somebody_who_brings_them() {
+        let with_push = |config: &mut Config| {
+            let options = NamespaceOptions {
+                push: true,
+                durable: true,
+                presence: true,
+                history_size: 1,
+                history_ttl: Duration::from_secs(1),
+                ..NamespaceOptions::default()
+            };
+            config.namespaces.insert("chat".to_owned(), options);
+        };
+        assert!(errors(WORKER, with_push).contains("set FCM_CREDENTIALS"));
+        assert_eq!(errors(Role::Gateway, with_push), "");
+        let persist = Role::Worker(WorkerRoles::parse(&["persist".to_owned()]).unwrap());
+        let chosen = |config: &mut Config| {
+            with_push(config);
+            config.push.provider = Some(PushProviderKind::Console);
+        };
+        assert_eq!(errors(persist, with_push), "");
+        assert_eq!(errors(WORKER, chosen), "");
+        let alone = errors(WORKER, |config| {
+            chosen(config);
+            config.broker.redis_url = None;
+            config
+                .namespaces
+                .entry("chat".to_owned())
+                .or_default()
+                .durable = false;
+            config.push.provider = Some(PushProviderKind::Fcm);
+        });
+        assert!(alone.contains("set REDIS_URL"), "{alone}");
+        assert!(alone.contains("set FCM_CREDENTIALS"), "{alone}");
+        let text = errors(Role::Gateway, |config| {
+            with_push(config);
+            config
+                .namespaces
+                .entry("chat".to_owned())
+                .or_default()
+                .presence = false;
+        });
+        assert!(text.contains("presence = true"), "{text}");
     }
 
     #[test]

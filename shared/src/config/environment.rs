@@ -16,12 +16,13 @@ const SEPARATOR: &str = "__";
 const FILE_SUFFIX: &str = "_FILE";
 
 /// Well-known names, each with the key it sets.
-pub(super) const WELL_KNOWN: [(&str, &str); 10] = [
+pub(super) const WELL_KNOWN: [(&str, &str); 11] = [
     ("JWT_SECRET", "auth.hmac_secret"),
     ("DATABASE_URL", "database.url"),
     ("MONGO_URL", "mongo.url"),
     ("REDIS_URL", "broker.redis_url"),
     ("KAFKA_BROKERS", "kafka.brokers"),
+    ("FCM_CREDENTIALS", "push.fcm_credentials"),
     ("WYD_API_KEY", "api.keys.default"),
     ("AWS_S3_BUCKET", "media.bucket"),
     ("AWS_S3_REGION", "media.region"),

@@ -22,12 +22,14 @@ mod environment;
 mod file;
 pub mod load;
 mod media;
+mod push;
 mod roles;
 mod secret;
 mod tree;
 
 pub use chat::ChatConfig;
 pub use media::MediaConfig;
+pub use push::{PushConfig, PushProviderKind};
 pub use roles::{WorkerRole, WorkerRoles};
 pub use secret::Secret;
 
@@ -59,6 +61,8 @@ pub struct Config {
     pub media: MediaConfig,
     /// The chat part.
     pub chat: ChatConfig,
+    /// Pushes to people who are away.
+    pub push: PushConfig,
     /// The worker processes.
     pub worker: WorkerConfig,
     /// How a node stops.
@@ -105,6 +109,7 @@ impl Default for Config {
             mongo: MongoConfig::default(),
             media: MediaConfig::default(),
             chat: ChatConfig::default(),
+            push: PushConfig::default(),
             worker: WorkerConfig::default(),
             drain: DrainConfig::default(),
             limits: LimitsConfig::default(),
@@ -523,6 +528,8 @@ pub struct NamespaceOptions {
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub archive_retention: Duration,
+    /// Members who are away get pushes. Needs `durable` and `presence`.
+    pub push: bool,
     /// Who may subscribe: `token` (a subscription token or another rule is needed), `public`
     /// (every user with a valid connection token; anonymous ones only with
     /// `allow_subscribe_for_anonymous`) or `membership` (the channel's members; no token and no
@@ -612,6 +619,7 @@ impl Default for NamespaceOptions {
         Self {
             durable: false,
             archive_retention: Duration::ZERO,
+            push: false,
             authorize: Authorize::Token,
             join: Join::Server,
             presence: false,

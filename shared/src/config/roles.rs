@@ -7,17 +7,20 @@ pub enum WorkerRole {
     Persist,
     /// Uploaded media into their final form.
     Upload,
+    /// Pushes to people who are away.
+    Push,
 }
 
 impl WorkerRole {
     /// Every role.
-    pub const ALL: &[Self] = &[Self::Persist, Self::Upload];
+    pub const ALL: &[Self] = &[Self::Persist, Self::Upload, Self::Push];
 
     /// Returns its name: on the command line, in logs, a label of metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Persist => "persist",
             Self::Upload => "upload",
+            Self::Push => "push",
         }
     }
 
@@ -25,6 +28,7 @@ impl WorkerRole {
         match self {
             Self::Persist => 1,
             Self::Upload => 2,
+            Self::Push => 4,
         }
     }
 }

@@ -8,12 +8,13 @@ use super::{Config, NamespaceOptions};
 const ANY: &str = "*";
 
 /// Where secrets are. Their values never get into a message.
-const SECRETS: [&[&str]; 5] = [
+const SECRETS: [&[&str]; 6] = [
     &["api", "keys", ANY],
     &["auth", "hmac_secret"],
     &["broker", "redis_url"],
     &["database", "url"],
     &["mongo", "url"],
+    &["push", "fcm_credentials"],
 ];
 
 /// A place in the tree.
@@ -64,6 +65,7 @@ pub(super) fn of_defaults(defaults: &Config) -> Value {
         ("broker.redis_url", &defaults.broker.redis_url),
         ("database.url", &defaults.database.url),
         ("mongo.url", &defaults.mongo.url),
+        ("push.fcm_credentials", &defaults.push.fcm_credentials),
     ];
     let single = secrets
         .into_iter()
@@ -152,6 +154,7 @@ mod tests {
         config.broker.redis_url = Some("k".into());
         config.database.url = Some("k".into());
         config.mongo.url = Some("k".into());
+        config.push.fcm_credentials = Some("k".into());
         // What is masked is a secret; and each is there again in the defaults' tree.
         let masked = leaves(&to_value(&config), &Path::new(), &Value::from("***"));
         assert_eq!(masked.len(), SECRETS.len());

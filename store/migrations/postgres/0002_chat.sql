@@ -90,10 +90,13 @@ CREATE TABLE push_log (
     message_id TEXT NOT NULL,
     token TEXT NOT NULL,
     user_id TEXT NOT NULL,
+    -- What a waiting push is replaced by; empty: nothing. A device has four of them at most.
+    collapse_key TEXT NOT NULL,
     -- claimed, sent, dropped
     state TEXT NOT NULL,
     at_ms BIGINT NOT NULL,
     PRIMARY KEY (message_id, token)
 );
+CREATE INDEX push_log_token ON push_log (token, at_ms);
 CREATE INDEX push_log_at ON push_log (at_ms);
 CREATE INDEX push_log_user ON push_log (user_id);

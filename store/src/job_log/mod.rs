@@ -4,6 +4,7 @@ mod cloud_events;
 mod embedded;
 mod kafka;
 mod media_event;
+mod push_event;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ pub use cloud_events::{publication_event, publication_job};
 pub use embedded::EmbeddedJobLog;
 pub use kafka::{KafkaJobLog, ensure_topics};
 pub use media_event::{media_event, media_job};
+pub use push_event::{push_event, push_job};
 
 /// A log of jobs in topics and partitions.
 ///

@@ -9,6 +9,7 @@ mod devices;
 mod invitations;
 mod media;
 mod members;
+mod pushes;
 mod reads;
 mod user_data;
 
@@ -29,6 +30,7 @@ pub use media::{
     MediaCreated, MediaQuota, MediaResult, MediaState, Medium, PictureResult, Thumbnail,
 };
 pub use members::{Added, Member, MemberLimits, NewMember, Role, RoleChange, Standing};
+pub use pushes::{LedgerEntry, LedgerState, PushStanding, PushTarget};
 pub use user_data::{ErasedRecords, UserRecord};
 
 /// How long a connection is waited for.

@@ -7,6 +7,7 @@ use gateway::{Node, NodeParts, StartError};
 use prometheus_client::registry::Registry;
 use shared::config::Config;
 use shared::config::check::Role;
+use workers::push::console::ConsolePushes;
 
 use super::{archive, kafka, records, with_sources};
 use crate::internal::{Gateway, Internal, InternalPort};
@@ -32,6 +33,7 @@ pub(crate) async fn run(source: Source<'_>) -> Result<(), Failure> {
     let node = Arc::new(node);
     let internal = internal.serve(Internal {
         gateway: Some(Gateway::new(Arc::clone(&node), &config)),
+        pushes: ConsolePushes::new(0),
         registry,
     });
     tracing::info!(

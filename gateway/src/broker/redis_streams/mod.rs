@@ -45,6 +45,7 @@ use crate::control::Obeyer;
 use crate::control::redis::RedisControl;
 use crate::outbox::OutboxStore;
 use crate::parts::Parts;
+use crate::presence::Presence;
 use crate::presence::redis::{LEASE, RedisPresence};
 
 /// How long the start waits for Redis.
@@ -72,20 +73,7 @@ pub async fn connect(
     let guard = cancel.clone().drop_guard();
     let connector = Connector::new(url, node.as_str(), config.command_timeout)?;
     let link = Link::start(connector.clone(), "main", tasks, cancel.clone());
-    let prepared = async {
-        while let Err(error) = prepare(&link, config.partitions).await {
-            if !error.is_temporary() {
-                return Err(error);
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        Ok(())
-    };
-    match tokio::time::timeout(START_TIMEOUT, prepared).await {
-        Ok(prepared) => prepared?,
-        // Says why, unlike the timeout.
-        Err(_) => prepare(&link, config.partitions).await?,
-    }
+    prepare_in_time(&link, config.partitions).await?;
     let keys = Keys::new(config.partitions);
     let metrics = BrokerMetrics::default();
     let is_bell_up = Arc::new(AtomicBool::new(false));
@@ -120,6 +108,23 @@ pub async fn connect(
         control,
         metrics,
     })
+}
+
+/// Joins a process that is no node: it reads who is present, and nothing else. What runs in the
+/// background belongs to `tasks` and ends with `cancel`.
+///
+/// # Errors
+/// As those of [`connect`].
+pub async fn presence_reader(
+    config: &BrokerConfig,
+    url: &str,
+    tasks: &TaskTracker,
+    cancel: CancellationToken,
+) -> Result<Arc<dyn Presence>, BrokerError> {
+    let connector = Connector::new(url, "presence", config.command_timeout)?;
+    let link = Link::start(connector, "reader", tasks, cancel);
+    prepare_in_time(&link, config.partitions).await?;
+    Ok(RedisPresence::reader(link, Keys::new(config.partitions)))
 }
 
 /// The broker of one node on a Redis.
@@ -219,6 +224,24 @@ impl Broker for RedisBroker {
 
     fn is_up(&self) -> bool {
         self.link.is_up() && self.lanes.is_up() && self.is_bell_up.load(Ordering::Relaxed)
+    }
+}
+
+/// Waits for Redis, for a while, and checks it.
+async fn prepare_in_time(link: &Link, partitions: u16) -> Result<(), BrokerError> {
+    let prepared = async {
+        while let Err(error) = prepare(link, partitions).await {
+            if !error.is_temporary() {
+                return Err(error);
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(START_TIMEOUT, prepared).await {
+        Ok(prepared) => prepared,
+        // Says why, unlike the timeout.
+        Err(_) => prepare(link, partitions).await,
     }
 }
 

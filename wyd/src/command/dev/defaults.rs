@@ -15,7 +15,7 @@ const HISTORY_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Names of services in a developer's shell. They belong to another project more often than not,
 /// and `wyd dev` must not write to what it happens to find there.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "DATABASE_URL",
     "MONGO_URL",
     "REDIS_URL",
@@ -23,6 +23,7 @@ const SERVICES: [&str; 7] = [
     "AWS_S3_BUCKET",
     "AWS_S3_REGION",
     "AWS_ENDPOINT_URL",
+    "FCM_CREDENTIALS",
 ];
 
 /// Makes the defaults; file and environment win over them.
@@ -95,6 +96,7 @@ fn chat() -> NamespaceOptions {
         durable: true,
         authorize: Authorize::Membership,
         join: Join::Open,
+        push: true,
         history_size: HISTORY_SIZE,
         history_ttl: HISTORY_TTL,
         force_recovery: true,

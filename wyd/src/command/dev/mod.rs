@@ -18,13 +18,17 @@ use shared::config::check::Role;
 use shared::config::{Config, WorkerRoles};
 use store::job_log::{EmbeddedJobLog, JobLog};
 use store::media::{FileStore, MediaStore};
+use store::records::Records;
+use workers::push::console::ConsolePushes;
+use workers::push::metrics::PushMetrics;
 
 use super::{archive, archive_failure, records};
 use crate::cli::DevArgs;
 use crate::internal::{Gateway, Internal, InternalPort};
 use crate::media::Announcer;
 use crate::process::{Failure, Signals, Source};
-use crate::roles::{WorkerParts, Workers};
+use crate::push::{ByPresence, provider};
+use crate::roles::{PushNeeds, WorkerParts, Workers};
 
 pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure> {
     let data = &args.data;
@@ -65,6 +69,8 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
     };
     let node = Node::start(parts, &mut registry).await;
     let node = Arc::new(node.map_err(|error| super::gateway::failure(&error))?);
+    let console = ConsolePushes::new(config.push.console_pushes_max);
+    let push = push_needs(records.clone(), &config, &node, &console, &mut registry)?;
     let parts = WorkerParts {
         config: Arc::clone(&config),
         job_log,
@@ -73,10 +79,12 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
         media: Some(media),
         announcer: Some(Arc::new(Announcer(node.server_publisher()))),
         metrics,
+        push,
     };
     let mut workers = Workers::start(WorkerRoles::ALL, &parts).await?;
     let internal = internal.serve(Internal {
         gateway: Some(Gateway::new(Arc::clone(&node), &config)),
+        pushes: console,
         registry,
     });
     greet(node.public_addr(), internal.address, data);
@@ -93,6 +101,25 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
 async fn open_files(config: &Config) -> Result<FileStore, Failure> {
     let opened = FileStore::open(&config.media.folder).await;
     opened.map_err(|error| Failure::Configuration(vec![super::with_sources(&error)]))
+}
+
+fn push_needs(
+    records: Option<Records>,
+    config: &Config,
+    node: &Node,
+    console: &ConsolePushes,
+    registry: &mut Registry,
+) -> Result<Option<PushNeeds>, Failure> {
+    let metrics = PushMetrics::new(registry);
+    let needs = |records: Records| {
+        Ok(PushNeeds {
+            records,
+            online: Arc::new(ByPresence(node.presence())),
+            provider: provider(config, console, metrics.clone())?,
+            metrics,
+        })
+    };
+    records.map(needs).transpose()
 }
 
 async fn embedded_job_log(data: &Path) -> Result<Arc<dyn JobLog>, Failure> {
