@@ -14,8 +14,6 @@ use crate::broker::HistoryPolicy;
 
 /// Marks a channel that needs a subscription token.
 const PRIVATE_PREFIX: char = '$';
-/// Ends the namespace in a channel's name.
-const NAMESPACE_BOUNDARY: char = ':';
 /// Begins the list of users a channel is limited to.
 const USER_BOUNDARY: char = '#';
 const USER_SEPARATOR: char = ',';
@@ -112,14 +110,15 @@ impl Channels {
             return Err(ClientError::BAD_REQUEST);
         }
         let channel = ChannelName::new(name).map_err(|_| ClientError::BAD_REQUEST)?;
-        let namespace = self.namespace(name).ok_or(ClientError::UNKNOWN_CHANNEL)?;
+        let namespace = self
+            .namespace(&channel)
+            .ok_or(ClientError::UNKNOWN_CHANNEL)?;
         Ok((channel, Arc::clone(namespace)))
     }
 
-    fn namespace(&self, name: &str) -> Option<&Arc<Namespace>> {
-        let name = name.strip_prefix(PRIVATE_PREFIX).unwrap_or(name);
-        match name.split_once(NAMESPACE_BOUNDARY) {
-            Some((namespace, _)) => self.namespaces.get(namespace),
+    fn namespace(&self, channel: &ChannelName) -> Option<&Arc<Namespace>> {
+        match channel.namespace() {
+            Some(name) => self.namespaces.get(name),
             None => self.without_namespace.as_ref(),
         }
     }

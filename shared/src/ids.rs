@@ -243,6 +243,12 @@ impl ChannelName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Returns the name of its namespace: what is before the `:`, without a private channel's `$`.
+    pub fn namespace(&self) -> Option<&str> {
+        let name = self.0.strip_prefix('$').unwrap_or(&self.0);
+        name.split_once(':').map(|(namespace, _)| namespace)
+    }
 }
 
 impl<'de> Deserialize<'de> for ChannelName {

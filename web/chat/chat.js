@@ -110,7 +110,7 @@ async function earlier(client) {
       offset: message.offset,
       user: message.user,
       name: message.info?.conn_info?.name,
-      data: message.data,
+      data: message.deleted_at ? { text: "(deleted)" } : message.data,
       time: message.time,
     });
   }
@@ -136,6 +136,11 @@ function newestOffset() {
 }
 
 function published(client, { tags, offset, info, data }) {
+  // The tag, not the data: anybody may publish data that looks like an edit.
+  if (tags?.["wyd.kind"]) {
+    changed(tags["wyd.kind"], tags["wyd.target"], data);
+    return;
+  }
   const user = info?.user ?? "";
   const own = user === me && !shown.has(tags?.id) ? pending.get(data?.text) : undefined;
   if (own && tags?.id) {
@@ -160,6 +165,13 @@ function said(client, { data, ...message }) {
   } else {
     show({ ...message, text: data?.text });
   }
+}
+
+function changed(kind, id, data) {
+  const body = shown.get(id)?.querySelector(".text");
+  if (!body) return;
+  const text = kind === "deleted" ? "(deleted)" : data?.data?.text;
+  body.textContent = typeof text === "string" ? text : "(no text)";
 }
 
 function confirm(item, id, offset) {

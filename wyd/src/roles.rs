@@ -52,15 +52,19 @@ impl Workers {
     }
 
     async fn start_persist(&mut self, parts: &WorkerParts) -> Result<(), Failure> {
+        let archive = needed(parts.archive.as_ref(), "database.url")?;
         let persist = workers::persist::start(
             &parts.config.worker,
             Arc::clone(&parts.job_log),
-            needed(parts.archive.as_ref(), "database.url")?,
+            Arc::clone(&archive),
             parts.metrics.clone(),
             self.cancel.clone(),
         );
         let persist = persist.await.map_err(|error| cannot_join(&error))?;
         self.spawn(WorkerRole::Persist, persist);
+        let config = Arc::clone(&parts.config);
+        let retention = workers::persist::retention::run(config, archive, self.cancel.clone());
+        self.spawn(WorkerRole::Persist, retention);
         Ok(())
     }
 

@@ -9,5 +9,6 @@ mod members;
 mod presence;
 mod publish;
 mod router;
+mod user_data;
 
 pub(crate) use router::{Api, router};

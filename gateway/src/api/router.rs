@@ -80,6 +80,8 @@ impl Api {
             "members_remove" => self.members_remove(body).await,
             "members_set_role" => self.members_set_role(body).await,
             "info" => self.info().await,
+            "user_export" => self.user_export(body).await,
+            "user_erase" => self.user_erase(body).await,
             _ => return None,
         })
     }

@@ -9,6 +9,7 @@
 //! [`operation::Publish`]) and one line in [`operation::OPERATIONS`].
 
 mod blocks;
+mod changes;
 mod channels;
 mod cursor;
 mod devices;

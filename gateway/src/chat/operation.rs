@@ -15,7 +15,9 @@ use serde::de::DeserializeOwned;
 use super::error::ChatError;
 use super::messages::SentMessage;
 use super::{Caller, Chat};
-use super::{blocks, channels, devices, direct, invitations, media, members, messages, reads};
+use super::{
+    blocks, changes, channels, devices, direct, invitations, media, members, messages, reads,
+};
 use crate::broker::NewPublication;
 
 /// A request that is answered from the stores.
@@ -202,6 +204,18 @@ pub(crate) static OPERATIONS: &[Operation] = &[
         Verb::Get,
         "/v1/channels/{channel}/messages",
         "Reads old messages",
+    ),
+    publish::<changes::EditMessage>(
+        "message.edit",
+        Verb::Patch,
+        "/v1/channels/{channel}/messages/{id}",
+        "Gives a message new data",
+    ),
+    publish::<changes::DeleteMessage>(
+        "message.delete",
+        Verb::Delete,
+        "/v1/channels/{channel}/messages/{id}",
+        "Deletes a message",
     ),
     ask::<reads::MarkRead>(
         "read.mark",

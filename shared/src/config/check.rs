@@ -339,6 +339,11 @@ fn check_namespace(path: &str, options: &NamespaceOptions, has_job_log: bool, re
         "durable channels need Kafka; set KAFKA_BROKERS",
     );
     report.require(
+        options.archive_retention.is_zero() || options.durable,
+        &key("archive_retention"),
+        "nothing is archived; set durable = true, or leave it out",
+    );
+    report.require(
         !options.force_push_join_leave || options.join_leave,
         &key("force_push_join_leave"),
         "there is nothing to push; set join_leave = true",
@@ -467,7 +472,10 @@ fn check_stores(config: &Config, role: Role, report: &mut Report) {
 fn check_worker(config: &Config, report: &mut Report) {
     let worker = &config.worker;
     report.require_above_zero(&[("worker.batch_jobs_max", worker.batch_jobs_max)]);
-    report.require_some_time(&[("worker.store_timeout", worker.store_timeout)]);
+    report.require_some_time(&[
+        ("worker.store_timeout", worker.store_timeout),
+        ("worker.retention_interval", worker.retention_interval),
+    ]);
 }
 
 fn check_media(config: &Config, role: Role, report: &mut Report) {

@@ -12,6 +12,8 @@ use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::ChannelName;
+
 mod chat;
 pub mod check;
 pub mod document;
@@ -69,6 +71,23 @@ pub struct Config {
     pub without_namespace: Option<NamespaceOptions>,
     /// Options of channels `NAME:…`, by NAME.
     pub namespaces: BTreeMap<String, NamespaceOptions>,
+}
+
+impl Config {
+    /// Returns the options of a channel; `None`: its namespace is not configured.
+    pub fn options_of(&self, channel: &ChannelName) -> Option<&NamespaceOptions> {
+        match channel.namespace() {
+            Some(name) => self.namespaces.get(name),
+            None => self.without_namespace.as_ref(),
+        }
+    }
+
+    /// True when any namespace's archive is kept for a time only.
+    pub fn has_archive_retention(&self) -> bool {
+        let all = self.namespaces.values().chain(&self.without_namespace);
+        all.into_iter()
+            .any(|options| !options.archive_retention.is_zero())
+    }
 }
 
 impl Default for Config {
@@ -384,6 +403,10 @@ pub struct WorkerConfig {
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub store_timeout: Duration,
+    /// Time between two looks for what is older than its namespace's `archive_retention`.
+    #[serde(with = "duration")]
+    #[schemars(with = "String")]
+    pub retention_interval: Duration,
 }
 
 impl Default for WorkerConfig {
@@ -392,6 +415,7 @@ impl Default for WorkerConfig {
             batch_jobs_max: 500,
             batch_linger: Duration::from_millis(20),
             store_timeout: Duration::from_secs(10),
+            retention_interval: Duration::from_secs(3600),
         }
     }
 }
@@ -494,6 +518,11 @@ impl Default for TelemetryConfig {
 pub struct NamespaceOptions {
     /// Publications reach Kafka and the archive, and are acknowledged only then. Needs history.
     pub durable: bool,
+    /// How long the archive keeps publications; `0s`: for ever. Older ones leave it from the
+    /// front, and pages then tell where a channel's history begins.
+    #[serde(with = "duration")]
+    #[schemars(with = "String")]
+    pub archive_retention: Duration,
     /// Who may subscribe: `token` (a subscription token or another rule is needed), `public`
     /// (every user with a valid connection token; anonymous ones only with
     /// `allow_subscribe_for_anonymous`) or `membership` (the channel's members; no token and no
@@ -582,6 +611,7 @@ impl Default for NamespaceOptions {
     fn default() -> Self {
         Self {
             durable: false,
+            archive_retention: Duration::ZERO,
             authorize: Authorize::Token,
             join: Join::Server,
             presence: false,

@@ -45,8 +45,9 @@ pub trait JobLog: Send + Sync + 'static {
 
     /// Joins a consumer group on a topic.
     ///
-    /// Every partition goes on where `positions` says its group stands; where it says nothing,
-    /// at what the group has committed, else at the first job: never silently at the end.
+    /// Every partition goes on where `positions` says its group stands, or at its first job where
+    /// that store knows nothing yet. Without `positions` it goes on at what the group has
+    /// committed, else at the first job: never silently at the end.
     ///
     /// # Errors
     /// See [`JobLogError`].

@@ -10,6 +10,7 @@ mod invitations;
 mod media;
 mod members;
 mod reads;
+mod user_data;
 
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ pub use media::{
     MediaCreated, MediaQuota, MediaResult, MediaState, Medium, PictureResult, Thumbnail,
 };
 pub use members::{Added, Member, MemberLimits, NewMember, Role, RoleChange, Standing};
+pub use user_data::{ErasedRecords, UserRecord};
 
 /// How long a connection is waited for.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 use shared::config::Config;
-use shared::events::{EventClientInfo, PublicationEvent, PublicationKind};
+use shared::events::{EventClientInfo, PublicationEvent, PublicationKind, change_tags};
 use shared::ids::{ChannelName, MessageId};
 use sqlx::Connection;
 use store::archive::{self, MessageArchive};
@@ -96,5 +96,34 @@ pub fn s3() -> shared::config::MediaConfig {
         endpoint: service("WYD_TEST_S3_ENDPOINT"),
         region: "us-east-1".to_owned(),
         ..shared::config::MediaConfig::default()
+    }
+}
+
+/// An edit of a message, in its channel.
+pub fn edit(target: &PublicationEvent, offset: u64, data: &str) -> PublicationEvent {
+    let text = format!(
+        r#"{{"type":"message.edited","id":"{}","data":{data}}}"#,
+        target.id
+    );
+    change(target, PublicationKind::Edited, offset, text)
+}
+
+/// A deletion of a message, in its channel.
+pub fn deletion(target: &PublicationEvent, offset: u64) -> PublicationEvent {
+    let text = format!(r#"{{"type":"message.deleted","id":"{}"}}"#, target.id);
+    change(target, PublicationKind::Deleted, offset, text)
+}
+
+fn change(
+    target: &PublicationEvent,
+    kind: PublicationKind,
+    offset: u64,
+    text: String,
+) -> PublicationEvent {
+    PublicationEvent {
+        kind,
+        data: RawValue::from_string(text).unwrap(),
+        tags: change_tags(kind, target.id),
+        ..event(target.channel.as_str(), target.epoch.as_str(), offset)
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod dlq;
 pub(crate) mod gateway;
 pub(crate) mod migrate;
 pub(crate) mod token;
+pub(crate) mod user;
 pub(crate) mod worker;
 
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use shared::config::Config;
 use store::archive::{ArchiveError, MessageArchive};
 use store::job_log::{JobLog, KafkaJobLog};
-use store::records::Records;
+use store::records::{Records, RecordsError};
 
 use crate::process::Failure;
 
@@ -36,10 +37,15 @@ pub(crate) async fn archive(config: &Config) -> Result<Option<Arc<dyn MessageArc
         .map_err(|error| archive_failure(&error))
 }
 
-/// Opens the chat records when there is an SQL database.
+/// Opens the chat records when an SQL database is configured.
 pub(crate) async fn records(config: &Config) -> Result<Option<Records>, Failure> {
     let opened = Records::open(&config.database).await;
-    opened.map_err(|error| Failure::Dependency(vec![format!("records: {}", with_sources(&error))]))
+    opened.map_err(|error| records_failure(&error))
+}
+
+/// Says what is wrong with the chat records.
+pub(crate) fn records_failure(error: &RecordsError) -> Failure {
+    Failure::Dependency(vec![format!("database: {}", with_sources(error))])
 }
 
 /// Says what is wrong with an archive.
