@@ -19,7 +19,7 @@ mod support;
 mod upload_support;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use shared::config::KafkaConfig;
@@ -27,6 +27,7 @@ use shared::ids::MediaId;
 use store::job_log::{JobLog, KafkaJobLog, ensure_topics};
 use store::media::{MediaStore, PartOf, S3Store, UploadTerms, keys};
 use store::records::{MediaState, Records};
+use tokio::time::Instant;
 use upload_support::{Flaky, Uploads, gps_jpeg, mp4, noise, png, png_bomb, sha256};
 use workers::upload::Sweeper;
 

@@ -13,6 +13,8 @@ use super::router::{Answer, parse};
 /// Messages that one `user_export` answers when it does not say how many, and at most.
 const EXPORT_LIMIT: usize = 100;
 const EXPORT_LIMIT_MAX: usize = 1_000;
+/// Media whose objects one `user_erase` deletes at most.
+const ERASE_MEDIA_MAX: usize = 100;
 /// Rows that one `user_erase` empties at most, and in one transaction.
 const ERASE_ROWS_MAX: usize = 10_000;
 const ERASE_BATCH: usize = 500;
@@ -81,14 +83,32 @@ impl Api {
             Some(archive) => erase_messages(&**archive, &user).await?,
             None => 0,
         };
+        let has_media = self.services.chat.media_store().is_some();
+        let left = self.erase_media(erased.media).await?;
         tracing::info!(records = erased.records, messages, "a user was erased");
         Ok(json!({
             "records": erased.records,
             "channels": erased.channels,
-            "media": erased.media,
+            "media": left,
             "messages": messages,
-            "done": messages < ERASE_ROWS_MAX,
+            "done": messages < ERASE_ROWS_MAX && (left.is_empty() || !has_media),
         }))
+    }
+
+    /// Deletes media with their objects; returns those that are left, for the next call.
+    async fn erase_media(&self, mut media: Vec<String>) -> Result<Vec<String>, ClientError> {
+        let chat = &self.services.chat;
+        let (Some(store), Some(records)) = (chat.media_store(), &chat.records) else {
+            return Ok(media);
+        };
+        let left = media.split_off(media.len().min(ERASE_MEDIA_MAX));
+        for medium in media {
+            let erased = store::media::erase(store, &medium).await;
+            erased.map_err(|error| crate::chat::error::ChatError::from(error).client_error())?;
+            let deleted = records.delete_medium(&medium).await;
+            deleted.map_err(|error| records_error(&error))?;
+        }
+        Ok(left)
     }
 }
 

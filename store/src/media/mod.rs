@@ -20,6 +20,9 @@ use crate::BoxError;
 pub use files::{FileStore, Grant, Incoming};
 pub use s3::S3Store;
 
+/// Objects that are made of one medium at most: a file and its thumbnails.
+const OBJECTS_MAX: usize = 100;
+
 /// Keeps objects. A write is whole or it never happened; what was written is read by everybody.
 #[async_trait]
 pub trait MediaStore: Send + Sync + 'static {
@@ -129,6 +132,20 @@ pub trait MediaStore: Send + Sync + 'static {
     /// # Errors
     /// See [`MediaError`].
     async fn ping(&self) -> Result<(), MediaError>;
+}
+
+/// Deletes all that was uploaded and made of a medium. Where the bucket keeps versions, they go by
+/// its own rules.
+///
+/// # Errors
+/// See [`MediaError`]; doing it again does the rest.
+pub async fn erase(store: &dyn MediaStore, id: &str) -> Result<(), MediaError> {
+    store.delete(&keys::staging(id)).await?;
+    let prefix = keys::all_of(id);
+    for object in store.list(&prefix, None, OBJECTS_MAX).await? {
+        store.delete(&object.key).await?;
+    }
+    Ok(())
 }
 
 /// Refuses to make an object of other parts than were announced.

@@ -275,6 +275,18 @@ impl Records {
         rows.iter().map(medium_of).collect()
     }
 
+    /// Removes a medium whose objects are gone.
+    ///
+    /// # Errors
+    /// See [`RecordsError`].
+    pub async fn delete_medium(&self, id: &str) -> Result<(), RecordsError> {
+        sqlx::query("DELETE FROM media WHERE id = $1")
+            .bind(id)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
     async fn end_medium(
         &self,
         id: MediaId,

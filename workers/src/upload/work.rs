@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use shared::config::MediaConfig;
 use shared::events::MediaEvent;
-use store::media::{MediaError, MediaStore, keys};
+use store::media::{self, MediaError, MediaStore, keys};
 use store::records::{MediaResult, MediaState, Medium, Records};
 
 use super::picture::{self, Bounds};
@@ -68,7 +68,8 @@ impl Worker {
         let found = self.records.medium(id).await;
         let Some(medium) = found.map_err(|error| later(error.into()))? else {
             // Erased, with its user perhaps: nothing of it may stay.
-            self.clear(&event).await?;
+            let erased = media::erase(&*self.store, &id.to_string()).await;
+            erased.map_err(|error| with_source(&error))?;
             return Ok(Done::Before);
         };
         let is_over = matches!(medium.state, MediaState::Ready | MediaState::Rejected);
@@ -197,17 +198,6 @@ impl Worker {
         }
         let deleted = self.store.delete(&staging(event)).await;
         deleted.map_err(|error| with_source(&error))
-    }
-
-    async fn clear(&self, event: &MediaEvent) -> Result<(), String> {
-        self.unstage(event).await?;
-        let prefix = keys::all_of(&event.id.to_string());
-        let listed = self.store.list(&prefix, None, 100).await;
-        for object in listed.map_err(|error| with_source(&error))? {
-            let deleted = self.store.delete(&object.key).await;
-            deleted.map_err(|error| with_source(&error))?;
-        }
-        Ok(())
     }
 }
 

@@ -65,6 +65,9 @@ async fn ask_all(config: &Config) -> Vec<(&'static str, Result<(), String>)> {
     if config.mongo.url.is_some() {
         answers.push(("mongo", in_time(ask_archive(config)).await));
     }
+    if !config.media.bucket.is_empty() {
+        answers.push(("media", in_time(Box::pin(ask_media(config))).await));
+    }
     answers
 }
 
@@ -107,6 +110,14 @@ async fn ask_archive(config: &Config) -> Result<(), String> {
         .map_err(|error| with_sources(&error))?;
     match opened {
         Some(archive) => archive.ping().await.map_err(|error| with_sources(&error)),
+        None => Ok(()),
+    }
+}
+
+async fn ask_media(config: &Config) -> Result<(), String> {
+    let opened = store::media::open(&config.media).await;
+    match opened.map_err(|error| with_sources(&error))? {
+        Some(store) => store.ping().await.map_err(|error| with_sources(&error)),
         None => Ok(()),
     }
 }

@@ -8,10 +8,12 @@ use shared::config::Config;
 use shared::config::check::Role;
 use shared::ids::UserId;
 use store::archive::{ArchiveError, MessageArchive, PAGE_LIMIT_MAX};
+use store::media::MediaStore;
 use store::records::Records;
 
-use super::{archive, archive_failure, records, records_failure};
+use super::{archive, archive_failure, records, records_failure, with_sources};
 use crate::cli::{UserArgs, UserCommand, UserEraseArgs, UserExportArgs};
+use crate::media::media_store;
 use crate::process::{Failure, Source};
 
 pub(crate) async fn run(source: Source<'_>, args: UserArgs) -> Result<(), Failure> {
@@ -25,7 +27,10 @@ pub(crate) async fn run(source: Source<'_>, args: UserArgs) -> Result<(), Failur
     let records = records(&config).await?;
     match args.command {
         UserCommand::Export(args) => export(&*archive, records.as_ref(), &args).await,
-        UserCommand::Erase(args) => erase(&*archive, records.as_ref(), &args).await,
+        UserCommand::Erase(args) => {
+            let media = media_store(&config).await?;
+            erase(&*archive, records.as_ref(), media.as_deref(), &args).await
+        }
     }
 }
 
@@ -69,9 +74,33 @@ async fn export(
     }
 }
 
+async fn erase_media(
+    store: Option<&dyn MediaStore>,
+    records: &Records,
+    media: &[String],
+) -> Result<(), Failure> {
+    let Some(store) = store else {
+        for medium in media {
+            println!("medium whose objects are still there (media.bucket is not set): {medium}");
+        }
+        return Ok(());
+    };
+    for medium in media {
+        let erased = store::media::erase(store, medium).await;
+        erased.map_err(|error| {
+            Failure::Dependency(vec![format!("media: {}", with_sources(&error))])
+        })?;
+        let deleted = records.delete_medium(medium).await;
+        deleted.map_err(|error| records_failure(&error))?;
+    }
+    println!("media erased: {}", media.len());
+    Ok(())
+}
+
 async fn erase(
     archive: &dyn MessageArchive,
     records: Option<&Records>,
+    media: Option<&dyn MediaStore>,
     args: &UserEraseArgs,
 ) -> Result<(), Failure> {
     if !args.yes {
@@ -87,9 +116,7 @@ async fn erase(
         for channel in erased.channels {
             println!("taken out of channel: {channel}");
         }
-        for medium in erased.media {
-            println!("medium whose objects are still there: {medium}");
-        }
+        erase_media(media, records, &erased.media).await?;
     }
     let mut messages = 0;
     loop {

@@ -96,6 +96,11 @@ struct ReasonView {
 }
 
 impl Chat {
+    /// Returns where the objects are, if there are any.
+    pub(crate) fn media_store(&self) -> Option<&dyn MediaStore> {
+        self.media.as_ref().map(|media| &*media.store)
+    }
+
     fn media(&self) -> Result<&Media, ChatError> {
         let media = self.media.as_ref();
         media.ok_or(ChatError::Protocol(ClientError::NOT_AVAILABLE))
