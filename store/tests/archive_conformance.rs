@@ -8,6 +8,7 @@
 )]
 
 mod messages;
+#[allow(dead_code, reason = "shared with suites that use other parts of it")]
 mod support;
 
 use proptest::strategy::{Strategy, ValueTree};

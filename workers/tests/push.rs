@@ -15,7 +15,7 @@ mod garden;
 #[path = "../../store/tests/support/mod.rs"]
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -276,6 +276,141 @@ async fn a_device_never_has_more_than_four_collapse_keys() {
         .filter(|call| call.message["android"]["collapse_key"].is_string());
     assert_eq!(collapsible.count(), 4);
     worker.stop().await;
+}
+
+/// A recorded conversation (`WYD_TEST_CONVERSATION`; one is made up where there is none), three
+/// people of ten away: each is told of every message of the others once, and nobody else is told
+/// anything. The model counts lines of the file; it knows nothing of batches.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_is_told_to_exactly_those_who_are_away() {
+    let garden = Garden::plant().await;
+    let lines = conversation();
+    let is_away = |user: &str| user.bytes().map(usize::from).sum::<usize>() % 10 < 3;
+    let mut rooms: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (room, user, _) in &lines {
+        rooms.entry(room).or_default().insert(user);
+    }
+    let people: BTreeSet<&str> = rooms.values().flatten().copied().collect();
+    for user in &people {
+        garden.add_device(user, user).await;
+    }
+    let mut expected: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for (room, members) in &rooms {
+        let channel = garden.channel(room);
+        for member in members {
+            garden.add_member(&channel, member, 0).await;
+            if !is_away(member) {
+                garden.set_online(&channel, member);
+                continue;
+            }
+            let others = lines
+                .iter()
+                .filter(|(of, by, _)| of == room && by != member);
+            let told = u64::try_from(others.count()).unwrap();
+            if told > 0 {
+                expected.insert(((*member).to_owned(), channel.to_string()), told);
+            }
+        }
+    }
+    let worker = garden.worker().await;
+    let mut offsets: BTreeMap<&str, u64> = BTreeMap::new();
+    for lines in lines.chunks(500) {
+        let messages = lines.iter().map(|(room, user, text)| {
+            let offset = offsets.entry(room).or_default();
+            *offset += 1;
+            garden.message(&garden.channel(room), user, *offset, text)
+        });
+        let messages: Vec<_> = messages.collect();
+        futures::future::join_all(messages.iter().map(|message| garden.say(message))).await;
+    }
+    let told = || {
+        let mut told: BTreeMap<(String, String), u64> = BTreeMap::new();
+        for call in garden.fcm.taken() {
+            let data = &call.message["data"];
+            let count: u64 = data["count"].as_str().unwrap().parse().unwrap();
+            let channel = data["channel"].as_str().unwrap().to_owned();
+            *told
+                .entry((garden.plain(&call.token), channel))
+                .or_default() += count;
+        }
+        told
+    };
+    until(|| told().values().sum::<u64>() >= expected.values().sum()).await;
+    assert_eq!(told(), expected);
+    let pushes = garden.fcm.taken().len();
+    garden.until("sent", i64::try_from(pushes).unwrap()).await;
+    assert_eq!(garden.fcm.taken().len(), pushes);
+    assert_eq!(garden.fcm.faults(), Vec::<String>::new());
+    println!(
+        "{} messages, {} people, {} memberships away: {pushes} pushes",
+        lines.len(),
+        people.len(),
+        expected.len()
+    );
+    worker.stop().await;
+}
+
+/// Room, user, text.
+fn conversation() -> Vec<(String, String, String)> {
+    let Some(path) = std::env::var_os("WYD_TEST_CONVERSATION") else {
+        let line = |n: usize| {
+            let (room, user) = (n * n % 3, n * 7 % 40);
+            (
+                format!("room-{room}"),
+                format!("person-{user}"),
+                format!("line {n}"),
+            )
+        };
+        return (0..1_000).map(line).collect();
+    };
+    let file = std::fs::read_to_string(path).unwrap();
+    let line = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let text = |key: &str| line[key].as_str().unwrap().to_owned();
+        (text("room"), text("user"), text("text"))
+    };
+    file.lines().map(line).collect()
+}
+
+/// Pushes a second from a filled topic, and the CPU of this whole process, the stand-in included.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: run it alone, in a release build"]
+async fn throughput_of_pushes() {
+    const PUSHES: usize = 20_000;
+    let mut garden = Garden::plant().await;
+    garden.in_flight_max = 400;
+    garden.fcm.set_latency(Duration::from_millis(80));
+    let users: Vec<String> = (0..1_000).map(|n| format!("user-{n}")).collect();
+    for user in &users {
+        garden.add_device(user, user).await;
+    }
+    for _ in 0..PUSHES / users.len() {
+        futures::future::join_all(users.iter().map(|user| garden.push(user))).await;
+    }
+    let (began, cpu) = (std::time::SystemTime::now(), cpu_seconds());
+    let worker = garden.worker().await;
+    until(|| worker.counted("wyd_push_total{result=\"sent\"}") == PUSHES as u64).await;
+    let took = began.elapsed().unwrap().as_secs_f64();
+    println!(
+        "{PUSHES} pushes in {took:.2} s: {:.0} a second, {:.2} s of CPU, {} connections, 80 ms each",
+        PUSHES as f64 / took,
+        cpu_seconds() - cpu,
+        garden.fcm.connections.load(Ordering::Relaxed),
+    );
+    worker.stop().await;
+}
+
+/// User and system time of this process.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let ticks: f64 = fields
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse::<f64>().unwrap())
+        .sum();
+    ticks / 100.0
 }
 
 async fn until(mut is_so: impl FnMut() -> bool) {

@@ -130,8 +130,8 @@ impl Garden {
     pub fn provider(&self) -> Arc<Fcm> {
         let settings = FcmSettings {
             base_url: self.fcm.base_url(),
-            timeout: Duration::from_secs(2),
-            connections: 2,
+            timeout: Duration::from_secs(30),
+            connections: 4,
             in_flight_max: self.in_flight_max,
             messages_per_minute_max: NonZeroU32::new(6_000_000).unwrap(),
         };
