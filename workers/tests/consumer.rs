@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use shared::config::{GroupProtocol, KafkaConfig};
 use shared::events::{dead_letter_topic, retry_topic};
 use store::job_log::{EmbeddedJobLog, Job, JobLog, KafkaJobLog, ReceivedJob};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use workers::Metrics;

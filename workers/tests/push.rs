@@ -203,7 +203,7 @@ impl PushProvider for StopsAfterSend {
     async fn send(&self, push: &Push) -> Result<(), SendError> {
         self.inner.send(push).await?;
         let sent = self.sent.fetch_add(1, Ordering::Relaxed) + 1;
-        if sent % self.every == 0 {
+        if sent.is_multiple_of(self.every) {
             self.stopped.notify_one();
             std::future::pending::<()>().await;
         }

@@ -17,7 +17,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use prometheus_client::registry::Registry;
@@ -25,6 +25,7 @@ use shared::config::{KafkaConfig, WorkerConfig};
 use shared::events::{GROUP_PERSIST, TOPIC_MESSAGES};
 use store::archive::ConsumerPosition;
 use store::job_log::{JobLog, KafkaJobLog, ensure_topics, publication_job};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use workers::Metrics;
 

@@ -41,11 +41,11 @@ pub(super) enum Added {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Left {
     /// It was not on the channel.
-    WasNotThere,
+    NotThere,
     /// Its subscribe had not succeeded: the others never learned of it.
-    WasSubscribing,
+    Subscribing,
     /// It was a subscriber.
-    WasLive,
+    Live,
 }
 
 /// A channel with at least one subscriber on this node.
@@ -157,11 +157,11 @@ impl Channel {
     pub(super) fn remove(&self, client: &Arc<Client>) -> (Left, bool) {
         let mut state = self.state.lock();
         let Some(place) = state.index.remove(&client.id) else {
-            return (Left::WasNotThere, state.subscribers.is_empty());
+            return (Left::NotThere, state.subscribers.is_empty());
         };
         let left = match state.subscribers.swap_remove(place).stage {
-            Stage::Subscribing(_) => Left::WasSubscribing,
-            Stage::Live { .. } | Stage::Lost => Left::WasLive,
+            Stage::Subscribing(_) => Left::Subscribing,
+            Stage::Live { .. } | Stage::Lost => Left::Live,
         };
         if let Some(moved) = state.subscribers.get(place) {
             let id = moved.client.id;

@@ -154,10 +154,10 @@ impl Hub {
         client: &Arc<Client>,
     ) -> Left {
         let Some(known) = self.find(channel) else {
-            return Left::WasNotThere;
+            return Left::NotThere;
         };
         let (left, is_empty) = self.remove_from(&known, client);
-        if left != Left::WasNotThere && is_empty {
+        if left != Left::NotThere && is_empty {
             self.leave_broker(known);
         }
         left
@@ -170,7 +170,7 @@ impl Hub {
 
     fn remove_from(&self, known: &Channel, client: &Arc<Client>) -> (Left, bool) {
         let (left, is_empty) = known.remove(client);
-        if left != Left::WasNotThere {
+        if left != Left::NotThere {
             self.metrics.subscriptions.dec();
         }
         (left, is_empty)

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use shared::config::{GroupProtocol, KafkaConfig};
 use shared::events::{TOPIC_MESSAGES, TOPIC_PUSHES, TOPIC_UPLOADS, dead_letter_topic, retry_topic};
+use tokio::time::Instant;
 
 use super::{Job, JobLog, JobLogError, JobPosition, JobScan, JobSource, ReceivedJob};
 use crate::archive::{ArchiveError, MessageArchive};

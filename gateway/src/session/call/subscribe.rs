@@ -38,7 +38,7 @@ impl Services {
             Ok(true)
         };
         let told = match was_there {
-            Ok(true) if namespace.options.join_leave && left == Left::WasLive => {
+            Ok(true) if namespace.options.join_leave && left == Left::Live => {
                 self.broker
                     .signal(channel, ChannelSignal::Leave(info))
                     .await
