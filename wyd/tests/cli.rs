@@ -323,7 +323,7 @@ fn values() -> Vec<Case> {
             &[
                 "namespaces.chat.authorize",
                 "`friends`",
-                "`token` or `public`",
+                "`token`, `public`, `membership`",
             ],
         )
         .toml("[namespaces.chat]\nauthorize = \"friends\"\n"),

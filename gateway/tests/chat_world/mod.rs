@@ -23,6 +23,7 @@ pub struct ChatNode {
 /// durable.
 pub fn chat_config() -> Config {
     let mut config = config();
+    config.chat.direct_namespace = "open".to_owned();
     let members = NamespaceOptions {
         authorize: Authorize::Membership,
         join: Join::Open,
