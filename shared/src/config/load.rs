@@ -358,7 +358,7 @@ mod tests {
             "\"soon\" is not a duration such as",
             "client.channel_limit (in ",
             "integer `-1`, expected a whole number from 0",
-            "unknown value `everybody`, expected `token` or `public`",
+            "unknown value `everybody`, expected one of `token`, `public`, `membership`",
             "expected true or false, not \"yes\"",
             "client.insecure (WYD__CLIENT__INSECURE): expected true or false, not \"maybe\"",
             "integer `70000`, expected a whole number from 0 to 65535",
