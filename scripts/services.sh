@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings the real services up on free ports of this machine, and down again.
 #
-#   scripts/services.sh up|down|status|env [--dir FOLDER] [redis postgres kafka mongo]
+#   scripts/services.sh up|down|status|env [--dir FOLDER] [redis postgres kafka mongo s3]
 #
 # FOLDER (default .run/services) holds data, logs and pids; one folder is one set of services, and
 # any number of sets run side by side. `up` starts what is not running; `env` prints the variables
@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
-for service in redis postgres kafka mongo; do
+for service in redis postgres kafka mongo s3; do
   # shellcheck source=/dev/null
   . "scripts/services/$service.sh"
 done
@@ -28,7 +28,7 @@ while [ $# -gt 0 ]; do
       folder=$(cd "$2" && pwd)
       shift
       ;;
-    redis | postgres | kafka | mongo) names+=("$1") ;;
+    redis | postgres | kafka | mongo | s3) names+=("$1") ;;
     *)
       usage >&2
       exit 2
@@ -37,7 +37,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 # mongo lives in postgres, so it is last to start and first to stop.
-[ ${#names[@]} -gt 0 ] || names=(redis kafka postgres mongo)
+[ ${#names[@]} -gt 0 ] || names=(redis kafka postgres mongo s3)
 
 up() {
   local name pids=() failed=0 begun=$SECONDS

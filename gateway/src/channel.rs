@@ -14,8 +14,6 @@ use crate::broker::HistoryPolicy;
 
 /// Marks a channel that needs a subscription token.
 const PRIVATE_PREFIX: char = '$';
-/// Ends the namespace in a channel's name.
-const NAMESPACE_BOUNDARY: char = ':';
 /// Begins the list of users a channel is limited to.
 const USER_BOUNDARY: char = '#';
 const USER_SEPARATOR: char = ',';
@@ -44,6 +42,11 @@ impl Namespace {
             options: options.clone(),
             history,
         })
+    }
+
+    /// True when its channels have members.
+    pub fn has_members(&self) -> bool {
+        self.options.authorize == Authorize::Membership
     }
 }
 
@@ -107,16 +110,23 @@ impl Channels {
             return Err(ClientError::BAD_REQUEST);
         }
         let channel = ChannelName::new(name).map_err(|_| ClientError::BAD_REQUEST)?;
-        let namespace = self.namespace(name).ok_or(ClientError::UNKNOWN_CHANNEL)?;
+        let namespace = self
+            .namespace(&channel)
+            .ok_or(ClientError::UNKNOWN_CHANNEL)?;
         Ok((channel, Arc::clone(namespace)))
     }
 
-    fn namespace(&self, name: &str) -> Option<&Arc<Namespace>> {
-        let name = name.strip_prefix(PRIVATE_PREFIX).unwrap_or(name);
-        match name.split_once(NAMESPACE_BOUNDARY) {
-            Some((namespace, _)) => self.namespaces.get(namespace),
+    fn namespace(&self, channel: &ChannelName) -> Option<&Arc<Namespace>> {
+        match channel.namespace() {
+            Some(name) => self.namespaces.get(name),
             None => self.without_namespace.as_ref(),
         }
+    }
+
+    /// True when nobody may be on the namespace's channels who is no member: what the rules
+    /// below allow holds for members only, and whoever asks them asks for the membership, too.
+    pub fn needs_membership(&self, namespace: &Namespace) -> bool {
+        namespace.has_members() && !self.insecure
     }
 
     /// Decides whether a client may subscribe without a subscription token.
@@ -135,6 +145,9 @@ impl Channels {
         }
         if channel.as_str().starts_with(PRIVATE_PREFIX) {
             return Err(ClientError::PERMISSION_DENIED);
+        }
+        if namespace.has_members() {
+            return grant(!user.is_anonymous());
         }
         if options.allow_user_limited_channels && channel.as_str().contains(USER_BOUNDARY) {
             return grant(is_in_user_list(channel, user));
@@ -178,7 +191,9 @@ impl Channels {
         if !is_on {
             return Err(ClientError::NOT_AVAILABLE);
         }
-        let is_allowed = for_client || (for_subscriber && asker.is_subscribed);
+        // A member may do over REST what it may do on a subscription.
+        let is_subscriber = asker.is_subscribed || namespace.has_members();
+        let is_allowed = for_client || (for_subscriber && is_subscriber);
         let is_known = !asker.user.is_anonymous() || for_anonymous;
         grant(self.insecure || (is_allowed && is_known))
     }

@@ -9,6 +9,7 @@ mod api;
 pub mod auth;
 pub mod broker;
 pub mod channel;
+mod chat;
 pub mod control;
 mod drain;
 pub mod health;
@@ -18,7 +19,9 @@ pub mod node;
 pub mod outbox;
 pub mod parts;
 pub mod presence;
+pub mod server_publisher;
 mod session;
 mod transport;
 
 pub use node::{Node, NodeParts, NodeStats, StartError};
+pub use server_publisher::{ServerPublishError, ServerPublisher};

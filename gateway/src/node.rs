@@ -11,6 +11,8 @@ use shared::ids::{ChannelName, NodeId, UserId};
 use shared::protocol::{Disconnect, Unsubscribe};
 use store::archive::MessageArchive;
 use store::job_log::JobLog;
+use store::media::MediaStore;
+use store::records::Records;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +22,9 @@ use crate::api::{self, Api};
 use crate::auth::Verifier;
 use crate::broker::{BrokerError, memory, redis_streams};
 use crate::channel::Channels;
+use crate::chat::media::Media;
+use crate::chat::memberships::Memberships;
+use crate::chat::{self, Chat};
 use crate::control::{Control, ControlCommand, NodeInfo, Obey};
 use crate::drain;
 use crate::health::Readiness;
@@ -28,6 +33,7 @@ use crate::metrics::Metrics;
 use crate::outbox::Publisher;
 use crate::parts::Parts;
 use crate::presence::Presence;
+use crate::server_publisher::ServerPublisher;
 use crate::session::send_queue::Signal;
 use crate::session::ticks::Ticks;
 use crate::session::{Rules, Services, VERSION};
@@ -48,6 +54,10 @@ pub struct NodeParts {
     pub job_log: Option<Arc<dyn JobLog>>,
     /// Where old messages are read; `None`: `message.list` is not available.
     pub archive: Option<Arc<dyn MessageArchive>>,
+    /// Devices, channels, members; `None`: the chat part is not available.
+    pub records: Option<Records>,
+    /// Where media are kept; `None`: nothing can be uploaded.
+    pub media: Option<Arc<dyn MediaStore>>,
     /// Answers paths of the public port that the gateway has no route for.
     pub extra_routes: Router,
 }
@@ -117,6 +127,8 @@ impl Node {
             config,
             job_log,
             archive,
+            records,
+            media,
             extra_routes,
         } = parts;
         let push_log = job_log.clone();
@@ -125,12 +137,19 @@ impl Node {
         let background = CancellationToken::new();
         let metrics = Arc::new(Metrics::new(registry));
         let hub = Arc::new(Hub::new(Arc::clone(&metrics), tasks.clone()));
+        let memberships = Arc::new(Memberships::new(records.clone(), &config.chat));
         let obeyer = Arc::new(Obeyer {
             hub: Arc::clone(&hub),
+            memberships: Arc::clone(&memberships),
         });
         let between = between_nodes(&config, &id, &hub, obeyer, &tasks, &background).await?;
         between.register_metrics(registry);
         hub.attach(Arc::clone(&between.broker));
+        let media = media.zip(job_log.clone()).map(|(store, job_log)| Media {
+            store,
+            job_log,
+            config: config.media.clone(),
+        });
         let publisher = Publisher::start(
             Arc::clone(&between.broker),
             Arc::clone(&between.outbox),
@@ -140,17 +159,31 @@ impl Node {
             &tasks,
             &background,
         );
+        let rules = Arc::new(Rules {
+            client: config.client.clone(),
+            channels: Channels::new(&config),
+            verifier: Verifier::new(&config.auth),
+        });
+        let chat = Arc::new(Chat {
+            rules: Arc::clone(&rules),
+            config: config.chat.clone(),
+            data_bytes_max: config.websocket.message_size_limit,
+            broker: Arc::clone(&between.broker),
+            publisher: Arc::clone(&publisher),
+            control: Arc::clone(&between.control),
+            archive,
+            records,
+            media,
+            memberships,
+            metrics: Arc::clone(&metrics),
+        });
         let services = Arc::new(Services {
-            rules: Arc::new(Rules {
-                client: config.client.clone(),
-                channels: Channels::new(&config),
-                verifier: Verifier::new(&config.auth),
-            }),
+            rules,
             hub,
             broker: Arc::clone(&between.broker),
             publisher,
             presence: between.presence,
-            archive,
+            chat,
             metrics,
             ticks: Ticks::new(),
         });
@@ -177,6 +210,11 @@ impl Node {
     /// Returns the node's id.
     pub fn id(&self) -> &NodeId {
         &self.id
+    }
+
+    /// Returns what publishes through this node without being a client.
+    pub fn server_publisher(&self) -> ServerPublisher {
+        ServerPublisher::new(&self.config, Arc::clone(&self.services.publisher))
     }
 
     /// Returns the address of the public port.
@@ -264,6 +302,7 @@ impl Node {
         let api = Api::new(Arc::clone(&self.services), control, job_log, &self.config);
         let body_bytes_max = self.config.limits.request_body_bytes_max;
         let routes = api::router(Arc::new(api), body_bytes_max)
+            .merge(chat::rest::router(&self.services.chat, body_bytes_max))
             .merge(health_routes(Arc::clone(&self.readiness)))
             .merge(extra_routes);
         let server = Arc::new(Server {
@@ -312,6 +351,7 @@ impl Node {
 /// Carries out on this node's sessions what another node, or this one, was asked.
 struct Obeyer {
     hub: Arc<Hub>,
+    memberships: Arc<Memberships>,
 }
 
 impl Obey for Obeyer {
@@ -334,6 +374,19 @@ impl Obey for Obeyer {
                     &whitelist,
                     &Signal::Disconnect(end),
                 );
+            }
+            ControlCommand::Membership {
+                user,
+                channel,
+                ended,
+            } => {
+                // Forgotten first: a subscribe that comes in between asks the database.
+                self.memberships
+                    .forget(&UserId::from(user.as_str()), &channel);
+                if let (true, Ok(channel)) = (ended, ChannelName::new(&channel)) {
+                    let signal = Signal::Unsubscribe(channel, Unsubscribe::SERVER);
+                    self.signal(&user, None, &[], &signal);
+                }
             }
             ControlCommand::Unsubscribe {
                 user,

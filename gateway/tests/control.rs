@@ -27,9 +27,9 @@ fn disconnect(user: &str) -> ControlCommand {
 /// Other tests of this file share the stream: what concerns one test names its own user.
 fn obeyed(node: &TestNode, users: &[&str]) -> Vec<ControlCommand> {
     let is_ours = |command: &ControlCommand| match command {
-        ControlCommand::Disconnect { user, .. } | ControlCommand::Unsubscribe { user, .. } => {
-            users.contains(&user.as_str())
-        }
+        ControlCommand::Disconnect { user, .. }
+        | ControlCommand::Unsubscribe { user, .. }
+        | ControlCommand::Membership { user, .. } => users.contains(&user.as_str()),
     };
     node.seen.commands().into_iter().filter(is_ours).collect()
 }

@@ -21,7 +21,7 @@ use shared::config::Config;
 use shared::events::PublicationEvent;
 use shared::ids::{ChannelName, MessageId};
 use store::archive::MessageArchive;
-use store::job_log::{Job, JobLog, JobLogError, JobPosition, JobSource};
+use store::job_log::{Job, JobLog, JobLogError, JobPosition, JobScan, JobSource};
 use tokio::time::Instant;
 
 // A database each: a sweeper relays whatever it finds in its own.
@@ -101,6 +101,10 @@ impl JobLog for TestLog {
             Mood::IsAway => Err(JobLogError::Unavailable("away".into())),
             Mood::Works | Mood::Takes(_) | Mood::Refuses => Ok(()),
         }
+    }
+
+    async fn scan(&self, _topic: &str) -> Result<Box<dyn JobScan>, JobLogError> {
+        Err(JobLogError::Refused("the outbox reads nothing".to_owned()))
     }
 
     async fn consume(

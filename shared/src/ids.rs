@@ -182,6 +182,42 @@ impl fmt::Debug for MessageId {
     }
 }
 
+/// One medium for good: UUID v7, or UUID v5 of (user, key) with an idempotency key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MediaId(Uuid);
+
+impl MediaId {
+    /// Makes the id of a medium that has no idempotency key.
+    pub fn now() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// Derives the id from a user's idempotency key.
+    pub fn of_key(user: &str, key: &str) -> Self {
+        // The length keeps ("a", "bc") and ("ab", "c") apart.
+        let name = format!("media:{}:{user}{key}", user.len());
+        Self(Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()))
+    }
+
+    /// Reads an id from its text.
+    pub fn parse(text: &str) -> Option<Self> {
+        Uuid::try_parse(text).ok().map(Self)
+    }
+}
+
+impl fmt::Display for MediaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for MediaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// The checked name of a channel: 1 to 255 bytes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
@@ -206,6 +242,12 @@ impl ChannelName {
     /// Returns the name's text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Returns the name of its namespace: what is before the `:`, without a private channel's `$`.
+    pub fn namespace(&self) -> Option<&str> {
+        let name = self.0.strip_prefix('$').unwrap_or(&self.0);
+        name.split_once(':').map(|(namespace, _)| namespace)
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod job_log;
+pub mod media;
 pub mod records;
 
 /// A boxed error of a driver, kept as the source.

@@ -7,6 +7,7 @@
     reason = "a test that cannot go on panics, and its helpers are part of it"
 )]
 
+mod messages;
 mod support;
 
 use proptest::strategy::{Strategy, ValueTree};
@@ -234,12 +235,18 @@ async fn conforms(fixture: Fixture, cases: u32) {
     pages_go_both_ways(archive).await;
     what_was_published_comes_back_byte_for_byte(archive).await;
     two_writers_of_the_same_rows_do_no_harm(&fixture).await;
+    messages::conform(archive).await;
     let batches =
         proptest::collection::vec(proptest::collection::vec((0u64..12, 0u64..2), 0..8), 1..6);
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     for _ in 0..cases {
         let seed = batches.new_tree(&mut runner).unwrap().current();
         any_appends_leave_each_message_once(archive, &seed).await;
+    }
+    let changes = proptest::collection::vec((0u64..5, 0u64..4, 0u64..30), 1..20);
+    for _ in 0..cases {
+        let seed = changes.new_tree(&mut runner).unwrap().current();
+        messages::any_order_of_changes_gives_one_view(archive, &seed).await;
     }
 }
 

@@ -1,6 +1,7 @@
 // The chat demo and the operator console of `wyd dev`, the way a newcomer meets them.
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
+import { crc32, deflateSync } from "node:zlib";
 
 import { Dev, launch, screenshot, tab } from "./wyd.js";
 
@@ -22,6 +23,39 @@ async function enter(page, url, name) {
 async function say(page, text) {
   await page.locator("#composer").fill(text);
   await page.locator("#send").click();
+}
+
+/** The picture of a message is loaded, and small. */
+async function seesPicture(page, name) {
+  const picture = message(page, name).locator("img");
+  await picture.waitFor();
+  const end = Date.now() + 15_000;
+  for (;;) {
+    const width = await picture.evaluate((img) => (img.complete ? img.naturalWidth : 0));
+    if (width > 0) {
+      assert.ok(width <= 480, `a thumbnail of ${width} pixels`);
+      return;
+    }
+    assert.ok(Date.now() < end, "the picture was not loaded");
+    await page.waitForTimeout(100);
+  }
+}
+
+/** A PNG of 900 × 600 red pixels. */
+function redSquare() {
+  const chunk = (type, data) => {
+    const body = Buffer.concat([Buffer.from(type), data]);
+    const frame = Buffer.alloc(8 + body.length);
+    frame.writeUInt32BE(data.length);
+    body.copy(frame, 4);
+    frame.writeUInt32BE(crc32(body), 4 + body.length);
+    return frame;
+  };
+  const header = Buffer.from([0, 0, 3, 132, 0, 0, 2, 88, 8, 2, 0, 0, 0]);
+  const row = Buffer.concat([Buffer.from([0]), Buffer.alloc(900 * 3).fill(Buffer.from([200, 20, 30]))]);
+  const rows = deflateSync(Buffer.concat(Array(600).fill(row)));
+  const signature = Buffer.from([137, 80, 78, 71, 13, 10, 26, 10]);
+  return Buffer.concat([signature, chunk("IHDR", header), chunk("IDAT", rows), chunk("IEND", Buffer.alloc(0))]);
 }
 
 /** Waits until the number a console element shows satisfies `condition`. */
@@ -129,6 +163,24 @@ describe("wyd dev", () => {
     await sees(bob, markup);
     assert.equal(await bob.locator("#messages img, #messages b").count(), 0);
     assert.notEqual(await bob.title(), "owned");
+  });
+
+  it("sends a picture, which shows in the other tab and after a reload", async () => {
+    const name = "red square.png";
+    await alice.locator("#picture").setInputFiles({ name, mimeType: "image/png", buffer: redSquare() });
+    for (const page of [alice, bob]) await seesPicture(page, name);
+    assert.equal(await message(bob, name).locator(".author").innerText(), "alice");
+    await screenshot(bob, "chat-picture");
+    await bob.reload();
+    await isOnline(bob);
+    await seesPicture(bob, name);
+  });
+
+  it("says why a file that only calls itself a picture is not taken", async () => {
+    const buffer = Buffer.from('<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>');
+    await alice.locator("#picture").setInputFiles({ name: "not one.png", mimeType: "image/png", buffer });
+    await alice.locator(".note", { hasText: "not image/png" }).waitFor();
+    assert.equal(await message(bob, "not one.png").count(), 0);
   });
 
   it("shows earlier messages after a reload, once each", async () => {

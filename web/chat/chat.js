@@ -1,6 +1,7 @@
 // The chat demo: earlier messages from the archive, then what is said now.
 
 import { Client } from "./client.js";
+import { download, upload } from "./media.js";
 
 const PAGE = 50;
 const PAGE_MAX = 300;
@@ -38,7 +39,9 @@ function start(name) {
     if (state === "connected") $("composer").focus();
   });
   client.subscribe(channel, {
-    onPublication: published,
+    // A member once is one for good; a channel without members says so, and needs none.
+    onSubscribing: () => client.rpc("channel.join", { channel }).catch(() => {}),
+    onPublication: (publication) => published(client, publication),
     onSubscribed: async ({ wasRecovering, recovered }) => {
       if (wasRecovering) note("You are back.");
       if (!recovered) await earlier(client);
@@ -64,7 +67,35 @@ function start(name) {
     lastTyping = Date.now();
     client.publish(live, { typing: true }).catch(() => {});
   });
+  $("picture").addEventListener("change", () => {
+    for (const file of $("picture").files) sendPicture(client, file);
+    $("picture").value = "";
+  });
   client.connect();
+}
+
+// The picture shows when its thumbnails are made: for its sender as for everybody.
+async function sendPicture(client, file) {
+  const sending = note(`Sending ${file.name}…`);
+  try {
+    await upload(client, channel, file);
+    sending.remove();
+  } catch (error) {
+    sending.textContent = `${file.name} was not sent: ${error.message}`;
+  }
+}
+
+async function showPicture(client, item, { id, name }) {
+  if (item.querySelector("img")) return;
+  const picture = document.createElement("img");
+  picture.alt = name || "picture";
+  item.querySelector(".text").after(picture);
+  try {
+    const { src, width, height } = await download(client, id);
+    Object.assign(picture, { src, width, height });
+  } catch {
+    picture.remove();
+  }
 }
 
 // What was said before: the archive has it all, but runs a moment behind; the newest are in the
@@ -76,16 +107,16 @@ async function earlier(client) {
     client.history(channel, PAGE),
   ]);
   for (const message of archived.value ?? []) {
-    show({
+    said(client, {
       id: message.id,
       offset: message.offset,
       user: message.user,
       name: message.info?.conn_info?.name,
-      text: message.data?.text,
+      data: message.deleted_at ? { text: "(deleted)" } : message.data,
       time: message.time,
     });
   }
-  for (const publication of (kept.value ?? []).reverse()) published(publication);
+  for (const publication of (kept.value ?? []).reverse()) published(client, publication);
   if (archived.reason && kept.reason) note("Earlier messages cannot be read.");
 }
 
@@ -103,10 +134,15 @@ async function archivedPage(client, where) {
 }
 
 function newestOffset() {
-  return Math.max(0, ...[...shown.values()].map((item) => Number(item.dataset.offset ?? 0)));
+  return Math.max(0, ...[...shown.values()].map((item) => Number(item?.dataset.offset ?? 0)));
 }
 
-function published({ tags, offset, info, data }) {
+function published(client, { tags, offset, info, data }) {
+  // The tag, not the data: anybody may publish data that looks like an edit.
+  if (tags?.["wyd.kind"]) {
+    changed(tags["wyd.kind"], tags["wyd.target"], data);
+    return;
+  }
   const user = info?.user ?? "";
   const own = user === me && !shown.has(tags?.id) ? pending.get(data?.text) : undefined;
   if (own && tags?.id) {
@@ -114,7 +150,30 @@ function published({ tags, offset, info, data }) {
     confirm(own, tags.id, offset);
     return;
   }
-  show({ id: tags?.id, offset, user, name: info?.conn_info?.name, text: data?.text, time: Date.now() });
+  said(client, { id: tags?.id, offset, user, name: info?.conn_info?.name, data, time: Date.now() });
+}
+
+// A message is a text, or what the server says about somebody's picture.
+function said(client, { data, ...message }) {
+  const { type, media } = data ?? {};
+  if (type === "media.ready") {
+    const item = show({ ...message, user: media.user, name: media.user, text: media.name || "picture" });
+    if (media.picture) showPicture(client, item, media);
+  } else if (type === "media.rejected") {
+    if (media.user === me && !shown.has(message.id)) {
+      note(`${media.name || "The picture"} was not taken: ${media.reason.message}`);
+    }
+    shown.set(message.id, null);
+  } else {
+    show({ ...message, text: data?.text });
+  }
+}
+
+function changed(kind, id, data) {
+  const body = shown.get(id)?.querySelector(".text");
+  if (!body) return;
+  const text = kind === "deleted" ? "(deleted)" : data?.data?.text;
+  body.textContent = typeof text === "string" ? text : "(no text)";
 }
 
 function confirm(item, id, offset) {
@@ -215,6 +274,7 @@ function note(text) {
   item.className = "note";
   item.textContent = text;
   $("messages").append(item);
+  return item;
 }
 
 async function countHere(client) {

@@ -40,7 +40,10 @@ export class Client extends EventTarget {
     this.#socket?.close();
   }
 
-  /** Subscribes now and after every reconnect; `handler` gets publications, joins, leaves. */
+  /**
+   * Subscribes now and after every reconnect; `handler` gets publications, joins, leaves, and is
+   * asked before each.
+   */
   subscribe(channel, handler) {
     this.#channels.set(channel, { handler, position: null });
     if (this.#socket?.readyState === WebSocket.OPEN && this.#id > 0) this.#subscribe(channel);
@@ -120,6 +123,7 @@ export class Client extends EventTarget {
 
   async #subscribe(channel) {
     const known = this.#channels.get(channel);
+    await known.handler.onSubscribing?.();
     const request = { channel, recoverable: true, join_leave: true };
     if (known.position) Object.assign(request, { recover: true, ...known.position });
     const { subscribe } = await this.#call({ subscribe: request });

@@ -9,5 +9,6 @@ pub mod dlq;
 pub mod metrics;
 pub mod persist;
 pub mod push;
+pub mod upload;
 
 pub use metrics::Metrics;

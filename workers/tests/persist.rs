@@ -16,14 +16,18 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use shared::config::{KafkaConfig, WorkerConfig};
-use shared::events::{PublicationEvent, TOPIC_MESSAGES};
-use store::archive::{MessageArchive, PageQuery};
+use shared::events::{GROUP_PERSIST, PublicationEvent, TOPIC_MESSAGES, dead_letter_topic};
+use shared::ids::MessageId;
+use store::archive::{ConsumerPosition, MessageArchive, PageQuery};
 use store::job_log::{EmbeddedJobLog, Job, JobLog, KafkaJobLog, ensure_topics, publication_job};
 use support::{Fixture, channel, event};
 use tokio::task::JoinHandle;
@@ -46,7 +50,6 @@ fn kafka_config() -> KafkaConfig {
 struct Worker {
     running: JoinHandle<()>,
     cancel: CancellationToken,
-    registry: Registry,
 }
 
 impl Worker {
@@ -65,11 +68,7 @@ impl Worker {
             cancel.clone(),
         );
         let running = tokio::spawn(persist.await.unwrap());
-        Self {
-            running,
-            cancel,
-            registry,
-        }
+        Self { running, cancel }
     }
 
     /// Ends it between any two of its lines.
@@ -81,13 +80,6 @@ impl Worker {
     async fn stop(self) {
         self.cancel.cancel();
         self.running.await.unwrap();
-    }
-
-    fn counted(&self, line: &str) -> u64 {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
-        let found = text.lines().find_map(|found| found.strip_prefix(line));
-        found.map_or(0, |count| count.trim().parse().unwrap())
     }
 }
 
@@ -138,8 +130,9 @@ async fn wait_for_rows(archive: &dyn MessageArchive, names: &[String], rows: usi
         .unwrap_or_else(|_| panic!("not all {rows} rows arrived in time"));
 }
 
-fn poison(n: usize) -> Job {
-    let good = publication_job(&event("poison", "e", 1)).unwrap();
+/// A job of a channel that can never be understood.
+fn poison(name: &str, n: usize) -> Job {
+    let good = publication_job(&event(name, "e", 1)).unwrap();
     match n % 3 {
         0 => Job {
             value: Bytes::from_static(b"\xff\x00{"),
@@ -157,10 +150,7 @@ fn poison(n: usize) -> Job {
 }
 
 /// Events of several channels, a tenth of them twice, with poison between them.
-fn workload(
-    names: &[String],
-    per_channel: u64,
-) -> (Vec<Job>, BTreeSet<shared::ids::MessageId>, usize) {
+fn workload(names: &[String], per_channel: u64) -> (Vec<Job>, BTreeSet<MessageId>, usize) {
     let mut jobs = Vec::new();
     let mut ids = BTreeSet::new();
     let mut poisoned = 0;
@@ -174,7 +164,7 @@ fn workload(
             }
         }
         if offset % 50 == 0 {
-            jobs.push(poison(poisoned));
+            jobs.push(poison(&names[0], poisoned));
             poisoned += 1;
         }
     }
@@ -184,7 +174,7 @@ fn workload(
 async fn check_rows(
     archive: &dyn MessageArchive,
     names: &[String],
-    expected: &BTreeSet<shared::ids::MessageId>,
+    expected: &BTreeSet<MessageId>,
 ) {
     let mut ids = Vec::new();
     for name in names {
@@ -199,9 +189,9 @@ async fn check_rows(
 
 /// K5, K8, G2: workers come, are killed in the middle of a batch, and come back.
 async fn survives_kills(fixture: Fixture, per_channel: u64) {
-    let config = kafka_config();
-    ensure_topics(&config).await.unwrap();
-    let job_log: Arc<dyn JobLog> = Arc::new(KafkaJobLog::connect(&config).unwrap());
+    let kafka = Kafka::turn().await;
+    let job_log = Arc::clone(&kafka.job_log);
+    kafka.skip_to_the_end(&*fixture.archive).await;
     let names: Vec<String> = (0..5).map(|_| support::unique("persist")).collect();
     let (jobs, ids, _) = workload(&names, per_channel);
 
@@ -223,76 +213,152 @@ async fn survives_kills(fixture: Fixture, per_channel: u64) {
     third.stop().await;
 }
 
-/// The consumer group has one name: the tests that use Kafka take turns.
-static KAFKA: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// The worker's Kafka, for one test at a time: topics and the consumer group have one name. What
+/// other tests left in the topics is told apart by channel.
+struct Kafka {
+    job_log: Arc<dyn JobLog>,
+    /// Held until the file is closed; the tests of the main job take the same one.
+    _turn: File,
+}
+
+impl Kafka {
+    async fn turn() -> Self {
+        let config = kafka_config();
+        let name: String = config
+            .brokers
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .collect();
+        let path = std::env::temp_dir().join(format!("wyd-test-group-{name}.lock"));
+        let turn = tokio::task::spawn_blocking(move || {
+            let file = File::options().create(true).append(true).open(path);
+            let file = file.unwrap();
+            file.lock().unwrap();
+            file
+        });
+        let turn = turn.await.unwrap();
+        ensure_topics(&config).await.unwrap();
+        Self {
+            job_log: Arc::new(KafkaJobLog::connect(&config).unwrap()),
+            _turn: turn,
+        }
+    }
+
+    /// Tells an archive that it has all that is in the topic now: a test is not about the others.
+    async fn skip_to_the_end(&self, archive: &dyn MessageArchive) {
+        archive.append(&[], &self.ends().await).await.unwrap();
+    }
+
+    /// Where each partition ends now.
+    async fn ends(&self) -> Vec<ConsumerPosition> {
+        let ends = tokio::task::spawn_blocking(|| {
+            let mut config = ClientConfig::new();
+            config.set("bootstrap.servers", kafka_config().brokers);
+            let consumer: BaseConsumer = config.create().unwrap();
+            let found = consumer.fetch_metadata(Some(TOPIC_MESSAGES), PATIENCE);
+            let partitions: Vec<i32> = found.unwrap().topics()[0]
+                .partitions()
+                .iter()
+                .map(rdkafka::metadata::MetadataPartition::id)
+                .collect();
+            let end = |partition| {
+                let marks = consumer.fetch_watermarks(TOPIC_MESSAGES, partition, PATIENCE);
+                position(partition, marks.unwrap().1)
+            };
+            partitions.into_iter().map(end).collect::<Vec<_>>()
+        });
+        ends.await.unwrap()
+    }
+
+    /// Waits for a channel's dead letters, and looks whether there are more.
+    async fn dead_letters(&self, name: &str, wanted: usize) -> usize {
+        // A group of this test's own, that has not read anything yet.
+        let group: &'static str = support::unique("dead-letters").leak();
+        let topic = dead_letter_topic(TOPIC_MESSAGES);
+        let mut source = self.job_log.consume(group, &topic, None).await.unwrap();
+        let mut found = 0;
+        let reading = async {
+            loop {
+                // Comes back without a job now and then, to look whether there can be more.
+                let next = source.next(1000, Duration::from_millis(100));
+                if let Ok(jobs) = tokio::time::timeout(Duration::from_secs(1), next).await {
+                    found += jobs.unwrap().iter().filter(|job| job.key == name).count();
+                }
+                let lag = source.lag();
+                let is_all = !lag.is_empty() && lag.iter().all(|(_, behind)| *behind == 0);
+                if found >= wanted && is_all {
+                    return;
+                }
+            }
+        };
+        drop(tokio::time::timeout(PATIENCE, reading).await);
+        found
+    }
+}
+
+fn position(partition: i32, next_offset: i64) -> ConsumerPosition {
+    ConsumerPosition {
+        group: GROUP_PERSIST.to_owned(),
+        topic: TOPIC_MESSAGES.to_owned(),
+        partition,
+        next_offset,
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_workers_leave_one_row_a_message_in_postgres() {
-    let _turn = KAFKA.lock().await;
     survives_kills(support::postgres().await, 1000).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_workers_leave_one_row_a_message_in_mongo() {
-    let _turn = KAFKA.lock().await;
     survives_kills(support::mongo().await, 200).await;
 }
 
 /// K7: what cannot be understood goes to the dead letters once; its neighbours are unaffected.
 #[tokio::test(flavor = "multi_thread")]
 async fn poison_goes_to_the_dead_letters_and_stalls_nobody() {
-    let _turn = KAFKA.lock().await;
-    let fixture = support::postgres().await;
-    let config = kafka_config();
-    ensure_topics(&config).await.unwrap();
-    let job_log: Arc<dyn JobLog> = Arc::new(KafkaJobLog::connect(&config).unwrap());
+    let kafka = Kafka::turn().await;
+    let archive = support::postgres().await.archive;
+    kafka.skip_to_the_end(&*archive).await;
     let names = vec![support::unique("neighbour")];
     let (jobs, ids, poisoned) = workload(&names, 200);
     assert!(poisoned > 0);
-    let worker = Worker::start(&job_log, &fixture.archive).await;
-    append_all(&job_log, jobs).await;
-    wait_for_rows(&*fixture.archive, &names, ids.len()).await;
-    check_rows(&*fixture.archive, &names, &ids).await;
-    let letters = || worker.counted(r#"wyd_dlq_total{topic="wyd.messages.dlq"}"#);
-    let settled = async {
-        while letters() < poisoned as u64 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, settled).await.unwrap();
-    assert_eq!(letters(), poisoned as u64);
+    let worker = Worker::start(&kafka.job_log, &archive).await;
+    append_all(&kafka.job_log, jobs).await;
+    wait_for_rows(&*archive, &names, ids.len()).await;
+    check_rows(&*archive, &names, &ids).await;
+    assert_eq!(kafka.dead_letters(&names[0], poisoned).await, poisoned);
     worker.stop().await;
 }
 
 /// The archive's position wins: a worker starts where the rows end, not where Kafka says.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_archive_is_filled_again_from_its_own_position() {
-    let _turn = KAFKA.lock().await;
-    let config = kafka_config();
-    ensure_topics(&config).await.unwrap();
-    let job_log: Arc<dyn JobLog> = Arc::new(KafkaJobLog::connect(&config).unwrap());
+    let kafka = Kafka::turn().await;
     let name = support::unique("restored");
-    let original = support::postgres().await;
-    let event = event(&name, "e", 1);
-    let place = job_log
-        .append(publication_job(&event).unwrap())
-        .await
-        .unwrap();
-    let worker = Worker::start(&job_log, &original.archive).await;
-    wait_for_rows(&*original.archive, std::slice::from_ref(&name), 1).await;
+    let original = support::postgres().await.archive;
+    kafka.skip_to_the_end(&*original).await;
+    let job = publication_job(&event(&name, "e", 1)).unwrap();
+    let place = kafka.job_log.append(job).await.unwrap();
+    let worker = Worker::start(&kafka.job_log, &original).await;
+    wait_for_rows(&*original, std::slice::from_ref(&name), 1).await;
     worker.stop().await;
 
     // A copy from before that message: Kafka's committed position is already past it.
-    let restored = support::postgres().await;
-    let position = store::archive::ConsumerPosition {
-        group: shared::events::GROUP_PERSIST.to_owned(),
-        topic: TOPIC_MESSAGES.to_owned(),
-        partition: place.partition,
-        next_offset: place.offset,
-    };
-    restored.archive.append(&[], &[position]).await.unwrap();
-    let worker = Worker::start(&job_log, &restored.archive).await;
-    wait_for_rows(&*restored.archive, std::slice::from_ref(&name), 1).await;
+    let restored = support::postgres().await.archive;
+    let mut positions = kafka.ends().await;
+    positions.retain(|end| end.partition != place.partition);
+    positions.push(position(place.partition, place.offset));
+    restored.append(&[], &positions).await.unwrap();
+    let worker = Worker::start(&kafka.job_log, &restored).await;
+    wait_for_rows(&*restored, std::slice::from_ref(&name), 1).await;
+    worker.stop().await;
+
+    // One that starts empty has nothing of what was read before: it gets the topic's beginning.
+    let empty = support::postgres().await.archive;
+    let worker = Worker::start(&kafka.job_log, &empty).await;
+    wait_for_rows(&*empty, std::slice::from_ref(&name), 1).await;
     worker.stop().await;
 }
 

@@ -85,9 +85,9 @@ async fn messages_persisted_from_a_filled_topic() {
 
     let mut registry = Registry::default();
     let cancel = CancellationToken::new();
-    let config = WorkerConfig::default();
+    let worker_config = WorkerConfig::default();
     let worker = workers::persist::start(
-        &config,
+        &worker_config,
         Arc::clone(&job_log),
         Arc::clone(&fixture.archive),
         Metrics::new(&mut registry),

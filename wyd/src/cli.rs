@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Token(TokenArgs),
     /// Dead letters: jobs that a worker could not do. Lists them, shows one, sends them back.
     Dlq(DlqArgs),
+    /// What is kept about one user: hands it out, or erases it.
+    User(UserArgs),
 }
 
 #[derive(Debug, Default, Args)]
@@ -77,6 +79,41 @@ pub(crate) struct TokenArgs {
     /// What others see of the user: one JSON value.
     #[arg(long, value_name = "JSON", value_parser = json)]
     pub(crate) info: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UserArgs {
+    #[command(subcommand)]
+    pub(crate) command: UserCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum UserCommand {
+    /// Writes the user's messages and records, one JSON object a line.
+    Export(UserExportArgs),
+    /// Empties the user's messages, keeping their places, and removes the user's records. What is
+    /// still in Redis and Kafka leaves them by their own retention: erase again after it.
+    Erase(UserEraseArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UserExportArgs {
+    /// The user, as tokens name them (`sub`).
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) user: String,
+    /// Where to; stdout when absent.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UserEraseArgs {
+    /// The user, as tokens name them (`sub`).
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) user: String,
+    /// It is meant.
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@
 mod cli;
 mod command;
 mod internal;
+mod media;
 mod process;
 mod push;
 mod roles;

@@ -68,6 +68,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config(args) => command::config::run(source, &args),
         Command::Token(args) => command::token::run(source, &args),
         Command::Dlq(args) => wait(command::dlq::run(source, args)),
+        Command::User(args) => wait(command::user::run(source, args)),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use shared::config::{Config, WorkerRole, WorkerRoles};
 use store::archive::MessageArchive;
 use store::job_log::{JobLog, JobLogError};
+use store::media::MediaStore;
 use store::records::Records;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +13,7 @@ use workers::push::PushParts;
 use workers::push::metrics::PushMetrics;
 use workers::push::online::Online;
 use workers::push::provider::PushProvider;
+use workers::upload::{ChannelPublisher, UploadParts};
 
 use crate::process::{Failure, Signals};
 
@@ -21,6 +23,12 @@ pub(crate) struct WorkerParts {
     pub(crate) job_log: Arc<dyn JobLog>,
     /// Where messages are kept.
     pub(crate) archive: Option<Arc<dyn MessageArchive>>,
+    /// The chat records.
+    pub(crate) records: Option<Records>,
+    /// Where media are kept; without it nothing is uploaded.
+    pub(crate) media: Option<Arc<dyn MediaStore>>,
+    /// How channels learn of their media.
+    pub(crate) announcer: Option<Arc<dyn ChannelPublisher>>,
     pub(crate) metrics: workers::Metrics,
     /// What the push worker needs besides.
     pub(crate) push: Option<PushNeeds>,
@@ -28,7 +36,6 @@ pub(crate) struct WorkerParts {
 
 /// What only the push worker needs.
 pub(crate) struct PushNeeds {
-    pub(crate) records: Records,
     pub(crate) online: Arc<dyn Online>,
     pub(crate) provider: Arc<dyn PushProvider>,
     pub(crate) metrics: PushMetrics,
@@ -52,31 +59,61 @@ impl Workers {
             match role {
                 WorkerRole::Persist => workers.start_persist(parts).await?,
                 WorkerRole::Push => workers.start_push(parts).await?,
+                WorkerRole::Upload => workers.start_upload(parts).await?,
             }
         }
         Ok(workers)
     }
 
     async fn start_persist(&mut self, parts: &WorkerParts) -> Result<(), Failure> {
+        let archive = needed(parts.archive.as_ref(), "database.url")?;
         let persist = workers::persist::start(
             &parts.config.worker,
             Arc::clone(&parts.job_log),
-            needed(parts.archive.as_ref(), "database.url")?,
+            Arc::clone(&archive),
             parts.metrics.clone(),
             self.cancel.clone(),
         );
         let persist = persist.await.map_err(|error| cannot_join(&error))?;
         self.spawn(WorkerRole::Persist, persist);
+        let config = Arc::clone(&parts.config);
+        let retention = workers::persist::retention::run(config, archive, self.cancel.clone());
+        self.spawn(WorkerRole::Persist, retention);
+        Ok(())
+    }
+
+    async fn start_upload(&mut self, parts: &WorkerParts) -> Result<(), Failure> {
+        let Some(store) = &parts.media else {
+            tracing::info!("no media are configured (media.bucket): nothing is uploaded");
+            return Ok(());
+        };
+        let missing = |key: &str| Failure::Configuration(vec![format!("{key} is not configured")]);
+        let upload = UploadParts {
+            job_log: Arc::clone(&parts.job_log),
+            store: Arc::clone(store),
+            records: parts
+                .records
+                .clone()
+                .ok_or_else(|| missing("database.url"))?,
+            publisher: needed(parts.announcer.as_ref(), "broker.redis_url")?,
+            metrics: parts.metrics.clone(),
+        };
+        let upload = workers::upload::start(&parts.config.media, upload, self.cancel.clone());
+        let upload = upload.await.map_err(|error| cannot_join(&error))?;
+        self.spawn(WorkerRole::Upload, upload);
         Ok(())
     }
 
     async fn start_push(&mut self, parts: &WorkerParts) -> Result<(), Failure> {
         let missing = || Failure::Configuration(vec!["database.url is not configured".to_owned()]);
-        let needs = parts.push.as_ref().ok_or_else(missing)?;
+        let records = parts.records.clone().ok_or_else(missing)?;
+        let Some(needs) = &parts.push else {
+            return Err(Failure::Other("the push worker has no provider".to_owned()));
+        };
         let push = PushParts {
             config: Arc::clone(&parts.config),
             job_log: Arc::clone(&parts.job_log),
-            records: needs.records.clone(),
+            records,
             online: Arc::clone(&needs.online),
             provider: Arc::clone(&needs.provider),
             metrics: parts.metrics.clone(),

@@ -5,9 +5,11 @@
 
 mod control;
 mod history;
+mod members;
 mod presence;
 mod publish;
 mod push;
 mod router;
+mod user_data;
 
 pub(crate) use router::{Api, router};

@@ -8,6 +8,7 @@ use futures::stream;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use shared::events::RESERVED_TAGS;
 use shared::ids::StreamPosition;
 use shared::protocol::{ClientError, Tags, payload};
 
@@ -92,6 +93,13 @@ impl Api {
     ) -> Answer {
         let (channel, namespace) = self.services.rules.channels.resolve(channel)?;
         let is_durable = namespace.options.durable;
+        if message
+            .tags
+            .keys()
+            .any(|tag| tag.starts_with(RESERVED_TAGS))
+        {
+            return Err(ClientError::BAD_REQUEST);
+        }
         if message.skip_history && is_durable {
             // Durable means that history and archive have it: the two wishes contradict.
             return Err(ClientError::BAD_REQUEST);

@@ -85,8 +85,13 @@ impl Api {
             "presence_stats" => self.presence_stats(body).await,
             "disconnect" => self.disconnect(body).await,
             "unsubscribe" => self.unsubscribe(body).await,
+            "members_add" => self.members_add(body).await,
+            "members_remove" => self.members_remove(body).await,
+            "members_set_role" => self.members_set_role(body).await,
             "info" => self.info().await,
             "push" => self.push(key_name, body).await,
+            "user_export" => self.user_export(body).await,
+            "user_erase" => self.user_erase(body).await,
             _ => return None,
         })
     }
@@ -185,7 +190,7 @@ fn error_json(error: ClientError) -> Value {
 
 fn status(error: ClientError) -> StatusCode {
     match error.code {
-        102 | 104 => StatusCode::NOT_FOUND,
+        102 | 104 | 404 => StatusCode::NOT_FOUND,
         107 | 108 => StatusCode::BAD_REQUEST,
         112 => StatusCode::RANGE_NOT_SATISFIABLE,
         113 => StatusCode::CONFLICT,

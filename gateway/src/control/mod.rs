@@ -74,6 +74,15 @@ pub enum ControlCommand {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client: Option<String>,
     },
+    /// A user's membership, or what it allows, has changed.
+    Membership {
+        /// Whose.
+        user: String,
+        /// The channel; empty means all.
+        channel: String,
+        /// The user is no member any more: the subscription ends.
+        ended: bool,
+    },
 }
 
 /// One live node, as `info` of the server API lists it.

@@ -18,7 +18,7 @@ pub(super) fn publication_event(entry: &OutboxEntry) -> Result<PublicationEvent,
     let info = publication.info.as_deref();
     Ok(PublicationEvent {
         id,
-        kind: PublicationKind::Message,
+        kind: PublicationKind::of_tags(&publication.tags),
         channel: entry.channel.clone(),
         epoch: entry.epoch.clone(),
         offset: publication.offset,

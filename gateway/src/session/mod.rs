@@ -19,11 +19,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shared::config::ClientConfig;
-use store::archive::MessageArchive;
 use tokio::time::Instant;
 
 use crate::auth::Verifier;
 use crate::channel::Channels;
+use crate::chat::Chat;
 use crate::hub::Hub;
 use crate::metrics::Metrics;
 use crate::outbox::Publisher;
@@ -47,7 +47,7 @@ pub(crate) struct Services {
     pub(crate) broker: Arc<dyn crate::broker::Broker>,
     pub(crate) publisher: Arc<Publisher>,
     pub(crate) presence: Arc<dyn Presence>,
-    pub(crate) archive: Option<Arc<dyn MessageArchive>>,
+    pub(crate) chat: Arc<Chat>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) ticks: ticks::Ticks,
 }

@@ -153,7 +153,12 @@ impl SessionState {
             Outcome::Replied(reply) => effects.push(Effect::Reply(reply)),
             Outcome::Finished => {}
             Outcome::PublishBegun => self.publishes_in_flight += 1,
-            Outcome::Connected => self.open(now, effects),
+            Outcome::Connected { left_out } => {
+                for channel in left_out {
+                    self.subscriptions.remove(&channel);
+                }
+                self.open(now, effects);
+            }
             Outcome::SubscribeFailed { id, channel, error } => {
                 self.subscriptions.remove(&channel);
                 effects.push(Effect::Reply(error_reply(id, error)));

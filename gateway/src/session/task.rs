@@ -230,7 +230,8 @@ impl SessionTask {
         self.services.metrics.count_command(call.name());
         let services = Arc::clone(&self.services);
         let client = Arc::clone(&self.client);
-        self.call = Some(Box::pin(services.carry_out(client, call)));
+        let user = self.state.user().cloned();
+        self.call = Some(Box::pin(services.carry_out(client, user, call)));
     }
 
     fn begin_waiting(&mut self, begun: Option<Begun>, now: Now) {

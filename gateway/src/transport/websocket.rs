@@ -185,6 +185,13 @@ pub(crate) async fn run(upgraded: UpgradeFut, services: Arc<Services>, settings:
         settings,
     };
     let end = connection.run(early).await;
+    // Boxed: an open connection keeps no room for its end.
+    Box::pin(finish(connection, &client, end)).await;
+    connections.dec();
+}
+
+/// Tells the node and the peer that the connection has ended.
+async fn finish(connection: Connection, client: &Client, end: End) {
     let disconnect = match &end {
         End::Disconnect(disconnect) => disconnect.clone(),
         End::Closed(_) | End::Gone => Disconnect::CONNECTION_CLOSED,
@@ -200,9 +207,8 @@ pub(crate) async fn run(upgraded: UpgradeFut, services: Arc<Services>, settings:
     // The others learn of the end while this one still says goodbye to its peer.
     tokio::join!(
         session.end(&disconnect),
-        goodbye(&client, end, settings.write_timeout)
+        goodbye(client, end, settings.write_timeout)
     );
-    connections.dec();
 }
 
 /// Waits for the upgrade; returns the bare socket and what arrived behind the handshake.

@@ -50,6 +50,8 @@ pub async fn start(config: Config) -> Node {
         config: Arc::new(config),
         job_log: None,
         archive: None,
+        records: None,
+        media: None,
         extra_routes: axum::Router::new(),
     };
     Node::start(parts, &mut Registry::default()).await.unwrap()

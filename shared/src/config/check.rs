@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use super::{
-    BrokerKind, Config, NamespaceOptions, PushProviderKind, WorkerRole, WorkerRoles, environment,
+    Authorize, BrokerKind, Config, Join, NamespaceOptions, PushProviderKind, WorkerRole,
+    WorkerRoles, environment,
 };
 
 /// Shortest HMAC secret (RFC 7518 §3.2: as long as the hash of HS256).
@@ -17,6 +18,17 @@ const PUBLISH_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// Longest delay of a push, and longest time that FCM keeps one.
 const PUSH_DELAY_MAX: Duration = Duration::from_secs(60);
 const PUSH_TTL_MAX: Duration = Duration::from_secs(28 * 24 * 3600);
+
+/// Largest S3 object whose parts need no more than 5 GiB each.
+const MEDIA_BYTES_MAX: u64 = 5 << 30;
+/// As base64 in a job it still fits into Kafka's default of 1 MiB a message.
+const SMALL_BYTES_MAX: u64 = 700 << 10;
+/// S3's smallest part, but for the last.
+const PART_BYTES_MIN: u64 = 5 << 20;
+/// Longest life of a signed address in S3.
+const SIGNED_URL_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A removed member must not stay one for longer on a node that did not hear of it.
+const MEMBERSHIP_CACHE_TTL_MAX: Duration = Duration::from_secs(60);
 
 /// What a process will do with the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +68,7 @@ pub fn check(config: &Config, role: Role) -> Report {
         check_limits(config, &mut report);
         check_broker(config, &mut report);
         check_namespaces(config, role, &mut report);
+        check_chat(config, &mut report);
     }
     if matches!(role, Role::Gateway | Role::Dev | Role::Worker(_)) {
         check_addresses(config, role, &mut report);
@@ -64,6 +77,7 @@ pub fn check(config: &Config, role: Role) -> Report {
     check_stores(config, role, &mut report);
     check_worker(config, &mut report);
     check_push(config, role, &mut report);
+    check_media(config, role, &mut report);
     report
 }
 
@@ -285,6 +299,7 @@ fn check_namespaces(config: &Config, role: Role, report: &mut Report) {
     let has_job_log = role == Role::Dev || !config.kafka.brokers.is_empty();
     for (path, options) in named.chain(without) {
         check_namespace(&path, options, has_job_log, report);
+        check_membership(&path, options, config.database.url.is_some(), report);
     }
     for name in config.namespaces.keys() {
         let is_plain = !name.is_empty()
@@ -336,9 +351,59 @@ fn check_namespace(path: &str, options: &NamespaceOptions, has_job_log: bool, re
         );
     }
     report.require(
+        options.archive_retention.is_zero() || options.durable,
+        &key("archive_retention"),
+        "nothing is archived; set durable = true, or leave it out",
+    );
+    report.require(
         !options.force_push_join_leave || options.join_leave,
         &key("force_push_join_leave"),
         "there is nothing to push; set join_leave = true",
+    );
+}
+
+fn check_membership(
+    path: &str,
+    options: &NamespaceOptions,
+    has_database: bool,
+    report: &mut Report,
+) {
+    let is_for_members = options.authorize == Authorize::Membership;
+    report.require(
+        !is_for_members || has_database,
+        &format!("{path}.authorize"),
+        "members are kept in the SQL database; set DATABASE_URL",
+    );
+    report.require(
+        options.join == Join::Server || is_for_members,
+        &format!("{path}.join"),
+        "there are no members to join; set authorize = \"membership\"",
+    );
+}
+
+fn check_chat(config: &Config, report: &mut Report) {
+    let chat = &config.chat;
+    for (key, value) in [
+        ("channels_per_user_max", chat.channels_per_user_max),
+        ("members_per_channel_max", chat.members_per_channel_max),
+        ("devices_per_user_max", chat.devices_per_user_max),
+        ("blocks_per_user_max", chat.blocks_per_user_max),
+        (
+            "invitations_per_channel_max",
+            chat.invitations_per_channel_max,
+        ),
+    ] {
+        report.require(value > 0, &format!("chat.{key}"), "must be above 0");
+    }
+    report.require_above_zero(&[(
+        "chat.membership_cache_entries_max",
+        chat.membership_cache_entries_max,
+    )]);
+    report.require_some_time(&[("chat.invitation_ttl_max", chat.invitation_ttl_max)]);
+    report.require(
+        chat.membership_cache_ttl <= MEMBERSHIP_CACHE_TTL_MAX,
+        "chat.membership_cache_ttl",
+        "for so long a removed member could go on on a node that was cut off; set at most 60s",
     );
 }
 
@@ -419,7 +484,82 @@ fn check_stores(config: &Config, role: Role, report: &mut Report) {
 fn check_worker(config: &Config, report: &mut Report) {
     let worker = &config.worker;
     report.require_above_zero(&[("worker.batch_jobs_max", worker.batch_jobs_max)]);
-    report.require_some_time(&[("worker.store_timeout", worker.store_timeout)]);
+    report.require_some_time(&[
+        ("worker.store_timeout", worker.store_timeout),
+        ("worker.retention_interval", worker.retention_interval),
+    ]);
+}
+
+fn check_media(config: &Config, role: Role, report: &mut Report) {
+    let media = &config.media;
+    let works = role.has(WorkerRole::Upload) && media.is_on();
+    report.require(
+        !works || config.database.url.is_some(),
+        "database.url",
+        "the upload worker keeps its rows in SQL; set DATABASE_URL",
+    );
+    report.require(
+        !works || config.broker.redis_url.is_some(),
+        "broker.redis_url",
+        "the upload worker announces media through the nodes' Redis; set REDIS_URL",
+    );
+    report.require(
+        role == Role::Dev || media.folder.is_empty(),
+        "media.folder",
+        "only wyd dev serves a folder; leave it empty, and set AWS_S3_BUCKET",
+    );
+    let at_most = [
+        ("media.size_max", media.size_max, MEDIA_BYTES_MAX),
+        (
+            "media.image_bytes_max",
+            media.image_bytes_max,
+            media.size_max,
+        ),
+        (
+            "media.small_bytes_max",
+            media.small_bytes_max as u64,
+            SMALL_BYTES_MAX,
+        ),
+    ];
+    for (key, value, most) in at_most {
+        report.require(
+            (1..=most).contains(&value),
+            key,
+            format!("must be from 1 to {most}"),
+        );
+    }
+    report.require(
+        media.multipart_bytes_min >= PART_BYTES_MIN,
+        "media.multipart_bytes_min",
+        format!("a part has at least {PART_BYTES_MIN} bytes in S3; set at least that"),
+    );
+    report.require_above_zero(&[
+        ("media.pending_max", media.pending_max),
+        ("media.parallel", media.parallel),
+        ("media.content_types", media.content_types.len()),
+    ]);
+    report.require_some_time(&[
+        ("media.upload_url_ttl", media.upload_url_ttl),
+        ("media.download_url_ttl", media.download_url_ttl),
+        ("media.staging_ttl", media.staging_ttl),
+        ("media.image_timeout", media.image_timeout),
+    ]);
+    for (key, ttl) in [
+        ("media.upload_url_ttl", media.upload_url_ttl),
+        ("media.download_url_ttl", media.download_url_ttl),
+    ] {
+        report.require(
+            ttl <= SIGNED_URL_TTL_MAX,
+            key,
+            "S3 accepts signed addresses for 7 days at most; set a shorter time",
+        );
+    }
+    let sides = media.thumbnail_sides.iter().chain([&media.image_side_max]);
+    report.require(
+        sides.into_iter().all(|side| (16..=8192).contains(side)),
+        "media.thumbnail_sides",
+        "sides of pictures are from 16 to 8192 pixels; image_side_max, too",
+    );
 }
 
 fn check_push(config: &Config, role: Role, report: &mut Report) {
@@ -540,6 +680,31 @@ mod tests {
         let no_secret = |config: &mut Config| config.auth.hmac_secret = None;
         assert!(errors(Role::Gateway, no_secret).contains("set JWT_SECRET"));
         assert_eq!(errors(WORKER, no_secret), "");
+    }
+
+    #[test]
+    fn members_need_a_database() {
+        let members = |config: &mut Config| {
+            let options = NamespaceOptions {
+                authorize: Authorize::Membership,
+                join: Join::Open,
+                ..NamespaceOptions::default()
+            };
+            config.namespaces.insert("chat".to_owned(), options);
+        };
+        assert_eq!(errors(Role::Gateway, members), "");
+        let text = errors(Role::Gateway, |config| {
+            members(config);
+            config.database.url = None;
+        });
+        assert!(text.contains("namespaces.chat.authorize") && text.contains("set DATABASE_URL"));
+        let text = errors(Role::Gateway, |config| {
+            members(config);
+            if let Some(options) = config.namespaces.get_mut("chat") {
+                options.authorize = Authorize::Token;
+            }
+        });
+        assert!(text.contains("namespaces.chat.join"), "{text}");
     }
 
     #[test]

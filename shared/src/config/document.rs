@@ -60,7 +60,8 @@ pub fn reference_page() -> String {
          `WYD__SECTION__KEY` sets any key (`WYD__NAMESPACES__CHAT__DURABLE=true`; lists are \
          separated by commas), the names below the usual ones:\n\n\
          `JWT_SECRET` · `DATABASE_URL` · `MONGO_URL` · `REDIS_URL` · `KAFKA_BROKERS` · \
-         `FCM_CREDENTIALS` · `WYD_API_KEY` · `RUST_LOG`\n\n\
+         `FCM_CREDENTIALS` · `WYD_API_KEY` · `AWS_S3_BUCKET` · `AWS_S3_REGION` · \
+         `AWS_ENDPOINT_URL` · `RUST_LOG`\n\n\
          A secret may be the content of a file: `JWT_SECRET_FILE=/path`, and so for each of these \
          names and for `WYD__` names of secrets. An unknown key or a value of the wrong kind \
          stops the process before it begins (exit code 78), all of them listed.\n",

@@ -16,7 +16,7 @@ const SEPARATOR: &str = "__";
 const FILE_SUFFIX: &str = "_FILE";
 
 /// Well-known names, each with the key it sets.
-pub(super) const WELL_KNOWN: [(&str, &str); 8] = [
+pub(super) const WELL_KNOWN: [(&str, &str); 11] = [
     ("JWT_SECRET", "auth.hmac_secret"),
     ("DATABASE_URL", "database.url"),
     ("MONGO_URL", "mongo.url"),
@@ -24,6 +24,9 @@ pub(super) const WELL_KNOWN: [(&str, &str); 8] = [
     ("KAFKA_BROKERS", "kafka.brokers"),
     ("FCM_CREDENTIALS", "push.fcm_credentials"),
     ("WYD_API_KEY", "api.keys.default"),
+    ("AWS_S3_BUCKET", "media.bucket"),
+    ("AWS_S3_REGION", "media.region"),
+    ("AWS_ENDPOINT_URL", "media.endpoint"),
     ("RUST_LOG", "telemetry.log_filter"),
 ];
 

@@ -12,17 +12,23 @@ use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::ChannelName;
+
+mod chat;
 pub mod check;
 pub mod document;
 mod duration;
 mod environment;
 mod file;
 pub mod load;
+mod media;
 mod push;
 mod roles;
 mod secret;
 mod tree;
 
+pub use chat::ChatConfig;
+pub use media::MediaConfig;
 pub use push::{PushConfig, PushProviderKind};
 pub use roles::{WorkerRole, WorkerRoles};
 pub use secret::Secret;
@@ -53,6 +59,10 @@ pub struct Config {
     pub mongo: MongoConfig,
     /// Pushes to people who are away.
     pub push: PushConfig,
+    /// Pictures and files.
+    pub media: MediaConfig,
+    /// The chat part.
+    pub chat: ChatConfig,
     /// The worker processes.
     pub worker: WorkerConfig,
     /// How a node stops.
@@ -65,6 +75,23 @@ pub struct Config {
     pub without_namespace: Option<NamespaceOptions>,
     /// Options of channels `NAME:…`, by NAME.
     pub namespaces: BTreeMap<String, NamespaceOptions>,
+}
+
+impl Config {
+    /// Returns the options of a channel; `None`: its namespace is not configured.
+    pub fn options_of(&self, channel: &ChannelName) -> Option<&NamespaceOptions> {
+        match channel.namespace() {
+            Some(name) => self.namespaces.get(name),
+            None => self.without_namespace.as_ref(),
+        }
+    }
+
+    /// True when any namespace's archive is kept for a time only.
+    pub fn has_archive_retention(&self) -> bool {
+        let all = self.namespaces.values().chain(&self.without_namespace);
+        all.into_iter()
+            .any(|options| !options.archive_retention.is_zero())
+    }
 }
 
 impl Default for Config {
@@ -81,6 +108,8 @@ impl Default for Config {
             database: DatabaseConfig::default(),
             mongo: MongoConfig::default(),
             push: PushConfig::default(),
+            media: MediaConfig::default(),
+            chat: ChatConfig::default(),
             worker: WorkerConfig::default(),
             drain: DrainConfig::default(),
             limits: LimitsConfig::default(),
@@ -379,6 +408,10 @@ pub struct WorkerConfig {
     #[serde(with = "duration")]
     #[schemars(with = "String")]
     pub store_timeout: Duration,
+    /// Time between two looks for what is older than its namespace's `archive_retention`.
+    #[serde(with = "duration")]
+    #[schemars(with = "String")]
+    pub retention_interval: Duration,
 }
 
 impl Default for WorkerConfig {
@@ -387,6 +420,7 @@ impl Default for WorkerConfig {
             batch_jobs_max: 500,
             batch_linger: Duration::from_millis(20),
             store_timeout: Duration::from_secs(10),
+            retention_interval: Duration::from_secs(3600),
         }
     }
 }
@@ -491,10 +525,19 @@ pub struct NamespaceOptions {
     pub durable: bool,
     /// Members who are away get pushes. Needs `durable` and `presence`.
     pub push: bool,
-    /// Who may subscribe: `token` (a subscription token or another rule is needed) or `public`
+    /// How long the archive keeps publications; `0s`: for ever. Older ones leave it from the
+    /// front, and pages then tell where a channel's history begins.
+    #[serde(with = "duration")]
+    #[schemars(with = "String")]
+    pub archive_retention: Duration,
+    /// Who may subscribe: `token` (a subscription token or another rule is needed), `public`
     /// (every user with a valid connection token; anonymous ones only with
-    /// `allow_subscribe_for_anonymous`).
+    /// `allow_subscribe_for_anonymous`) or `membership` (the channel's members; no token and no
+    /// other rule lets anybody else in, to publish or to read). Needs `database.url`.
     pub authorize: Authorize,
+    /// Who may become a member where `authorize` is `membership`: `server` (only who the server
+    /// API adds), `invite` (also who a member invites) or `open` (everybody).
+    pub join: Join,
     /// Keeps who is subscribed.
     pub presence: bool,
     /// Tells subscribers who came and went, when they ask for it.
@@ -554,6 +597,21 @@ pub enum Authorize {
     Token,
     /// Every user with a valid connection token.
     Public,
+    /// The channel's members, and nobody else.
+    Membership,
+}
+
+/// Who may become a member of a namespace's channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Join {
+    /// Whom the server API adds.
+    #[default]
+    Server,
+    /// Whoever has an invitation.
+    Invite,
+    /// Everybody.
+    Open,
 }
 
 impl Default for NamespaceOptions {
@@ -561,7 +619,9 @@ impl Default for NamespaceOptions {
         Self {
             durable: false,
             push: false,
+            archive_retention: Duration::ZERO,
             authorize: Authorize::Token,
+            join: Join::Server,
             presence: false,
             join_leave: false,
             force_push_join_leave: false,
@@ -584,18 +644,6 @@ impl Default for NamespaceOptions {
             allow_history_for_subscriber: false,
             allow_history_for_anonymous: false,
             allow_user_limited_channels: false,
-        }
-    }
-}
-
-impl Config {
-    /// Returns the options of a channel's namespace; `None` when it is not configured.
-    pub fn options_of(&self, channel: &crate::ids::ChannelName) -> Option<&NamespaceOptions> {
-        let name = channel.as_str();
-        // `$` marks private channels, before the namespace.
-        match name.strip_prefix('$').unwrap_or(name).split_once(':') {
-            Some((namespace, _)) => self.namespaces.get(namespace),
-            None => self.without_namespace.as_ref(),
         }
     }
 }

@@ -7,17 +7,20 @@ pub enum WorkerRole {
     Persist,
     /// Pushes to people who are away.
     Push,
+    /// Uploaded media into their final form.
+    Upload,
 }
 
 impl WorkerRole {
     /// Every role.
-    pub const ALL: &[Self] = &[Self::Persist, Self::Push];
+    pub const ALL: &[Self] = &[Self::Persist, Self::Push, Self::Upload];
 
     /// Returns its name: on the command line, in logs, a label of metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Persist => "persist",
             Self::Push => "push",
+            Self::Upload => "upload",
         }
     }
 
@@ -25,6 +28,7 @@ impl WorkerRole {
         match self {
             Self::Persist => 1,
             Self::Push => 2,
+            Self::Upload => 4,
         }
     }
 }

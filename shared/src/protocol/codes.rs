@@ -49,6 +49,8 @@ client_errors! {
     UNRECOVERABLE_POSITION = 112, "unrecoverable position", false;
     /// The same key was used for another payload.
     CONFLICT = 113, "conflict", false;
+    /// What the request names is not there (a code of ours: applications own 400 and up).
+    NOT_FOUND = 404, "not found", false;
 }
 
 /// Why the server ends a connection: the WebSocket close code and reason.

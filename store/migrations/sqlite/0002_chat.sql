@@ -83,7 +83,7 @@ CREATE TABLE media (
     updated_at_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX media_state_created ON media (state, created_at_ms);
-CREATE INDEX media_user ON media (user_id);
+CREATE INDEX media_user ON media (user_id, created_at_ms);
 
 -- Claimed before a push is sent, so that a redone job does not send it again.
 CREATE TABLE push_log (

@@ -4,8 +4,11 @@
 
 mod mongo;
 mod postgres;
+mod retention;
 mod row;
+mod sql;
 mod sqlite;
+mod view;
 
 use std::sync::Arc;
 
@@ -18,17 +21,22 @@ use crate::BoxError;
 
 pub use mongo::MongoArchive;
 pub use postgres::PostgresArchive;
+pub use retention::Expired;
 pub use sqlite::SqliteArchive;
 pub(crate) use sqlite::open_file as open_sqlite_file;
+pub use view::{ArchivedMessage, MessagePage, MessageQuery};
 
 /// Most publications that one page holds.
 pub const PAGE_LIMIT_MAX: usize = 1_000;
+/// Where counting stops: more than that is "many".
+pub const COUNT_MAX: u64 = 1_000;
 
 /// Keeps every publication of durable channels for good.
 ///
 /// Rows are unique by (channel, epoch, offset) and message ids name one row: a message id that
 /// comes again at another position (published again after a failover) keeps the first row and is
-/// remembered as its alias. Reads go to the primary and see every append that was acknowledged.
+/// remembered as its alias. Messages are a view of the log: their edits and deletions are rows of
+/// their own. Reads go to the primary and see every append that was acknowledged.
 #[async_trait]
 pub trait MessageArchive: Send + Sync + 'static {
     /// Appends a batch and, with it, how far the consumer has read.
@@ -58,7 +66,10 @@ pub trait MessageArchive: Send + Sync + 'static {
         partition: i32,
     ) -> Result<Option<i64>, ArchiveError>;
 
-    /// Reads a channel in the order of offsets.
+    /// Reads a channel's log in the order of offsets.
+    ///
+    /// With an epoch it is that stream as it was: a message that was published again stands at
+    /// its alias in the later one. Without, each message is there once.
     ///
     /// # Errors
     /// See [`ArchiveError`].
@@ -67,6 +78,90 @@ pub trait MessageArchive: Send + Sync + 'static {
         channel: &ChannelName,
         query: PageQuery,
     ) -> Result<Vec<PublicationEvent>, ArchiveError>;
+
+    /// Reads a channel's messages as they are now: edits applied, deleted ones as tombstones.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn messages(
+        &self,
+        channel: &ChannelName,
+        query: MessageQuery,
+    ) -> Result<MessagePage, ArchiveError>;
+
+    /// Finds one message of a channel as it is now.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn message(
+        &self,
+        channel: &ChannelName,
+        id: MessageId,
+    ) -> Result<Option<ArchivedMessage>, ArchiveError>;
+
+    /// Counts a channel's messages above an offset that somebody else wrote and that are neither
+    /// deleted nor erased; stops at [`COUNT_MAX`].
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn count(
+        &self,
+        channel: &ChannelName,
+        after_offset: u64,
+        not_by_user: &str,
+    ) -> Result<u64, ArchiveError>;
+
+    /// Returns the offset at or below which rows may be gone by retention; `None`: all are there.
+    ///
+    /// A reader asks after it has read rows: the floor is raised before rows go, so that no hole
+    /// is ever seen without it.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn floor(&self, channel: &ChannelName) -> Result<Option<u64>, ArchiveError>;
+
+    /// Lists channels that have rows, in the store's own order, behind `after`.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn channels(
+        &self,
+        after: Option<&ChannelName>,
+        limit: usize,
+    ) -> Result<Vec<ChannelName>, ArchiveError>;
+
+    /// Deletes a channel's oldest rows as far as they were published before a time, at most
+    /// `limit` (the store caps it at 1,000), and raises the floor. Any number may do it at once.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn expire(
+        &self,
+        channel: &ChannelName,
+        before_ms: u64,
+        limit: usize,
+    ) -> Result<Expired, ArchiveError>;
+
+    /// Reads what a user published, in all channels, in the order of message ids.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn of_user(
+        &self,
+        user: &str,
+        after: Option<MessageId>,
+        limit: usize,
+    ) -> Result<Vec<PublicationEvent>, ArchiveError>;
+
+    /// Makes tombstones of rows that a user published and of others' edits of them, at most
+    /// `limit` of the user's own (the store caps it at 1,000); says how many. Offsets stay.
+    ///
+    /// Called until it says 0. What is archived later (it may still be on its way) needs a later
+    /// call. The anonymous user has no rows here.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    async fn erase(&self, user: &str, limit: usize) -> Result<usize, ArchiveError>;
 
     /// Answers when the store does.
     ///
@@ -171,6 +266,31 @@ pub async fn migrate(config: &Config) -> Result<(), ArchiveError> {
 
 /// What a store says of a schema that is not there.
 pub(crate) const NOT_MIGRATED: &str = "tables are missing or of another version; run `wyd migrate`";
+
+/// Returns a limit that a store takes.
+fn capped(limit: usize) -> i64 {
+    i64::try_from(limit.min(PAGE_LIMIT_MAX)).unwrap_or(0)
+}
+
+/// Reads a number that is never below 0.
+fn unsigned(number: i64) -> Result<u64, ArchiveError> {
+    u64::try_from(number).map_err(|error| ArchiveError::Unavailable(Box::new(error)))
+}
+
+fn channel_name(text: &str) -> Result<ChannelName, ArchiveError> {
+    ChannelName::new(text).map_err(|error| ArchiveError::Unavailable(Box::new(error)))
+}
+
+/// Returns a number that stores keep with a sign.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Returns now as Unix milliseconds.
+fn now_ms() -> i64 {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    i64::try_from(since_epoch.unwrap_or_default().as_millis()).unwrap_or(i64::MAX)
+}
 
 impl From<sqlx::Error> for ArchiveError {
     fn from(error: sqlx::Error) -> Self {

@@ -1,8 +1,9 @@
 //! One publication as text and numbers: the shape every store keeps.
 
 use serde_json::value::RawValue;
-use shared::events::{EventClientInfo, PublicationEvent, PublicationKind};
+use shared::events::{EventClientInfo, PublicationEvent, PublicationKind, TAG_ID, change_tags};
 use shared::ids::{ChannelName, MessageId};
+use shared::protocol::Tags;
 use uuid::Uuid;
 
 use super::{ArchiveError, PAGE_LIMIT_MAX, PageQuery};
@@ -20,6 +21,10 @@ pub(super) struct Row {
     pub(super) data: String,
     pub(super) tags: String,
     pub(super) published_at_ms: i64,
+    /// The message that an edit or a deletion is for.
+    pub(super) target_id: Option<Uuid>,
+    /// When its author's data was removed.
+    pub(super) erased_at_ms: Option<i64>,
 }
 
 impl Row {
@@ -34,13 +39,17 @@ impl Row {
         if texts.iter().any(|text| text.contains('\0')) {
             return Err(refused("a NUL byte cannot be stored as text".to_owned()));
         }
+        let target = event.target();
+        if event.kind != PublicationKind::Message && target.is_none() {
+            return Err(refused("a change names no message".to_owned()));
+        }
         let number = |value: u64| i64::try_from(value).map_err(|error| refused(error.to_string()));
         Ok(Self {
             channel: event.channel.to_string(),
             epoch: event.epoch.to_string(),
             offset: number(event.offset)?,
             id: *event.id.as_uuid(),
-            kind: kind_name(event.kind).to_owned(),
+            kind: event.kind.name().to_owned(),
             user_id: event.user.clone(),
             info: event
                 .info
@@ -50,6 +59,8 @@ impl Row {
             data: event.data.get().to_owned(),
             tags: json(serde_json::to_string(&event.tags))?,
             published_at_ms: number(event.published_at_ms)?,
+            target_id: target.map(|target| *target.as_uuid()),
+            erased_at_ms: None,
         })
     }
 
@@ -66,17 +77,27 @@ impl Row {
             .map(serde_json::from_str)
             .transpose()
             .map_err(json)?;
+        let kind = PublicationKind::of_name(&self.kind)
+            .ok_or_else(|| broken(format!("unknown kind {:?}", self.kind)))?;
+        let mut tags: Tags = serde_json::from_str(&self.tags).map_err(json)?;
+        if self.erased_at_ms.is_some() {
+            // The tags were the author's; what the row is, is not.
+            let target = self
+                .target_id
+                .map(|target| change_tags(kind, target.into()));
+            tags = target.unwrap_or_default();
+            tags.insert(TAG_ID.to_owned(), id.to_string());
+        }
         Ok(PublicationEvent {
             id: MessageId::from(id),
-            kind: kind_of(&self.kind)
-                .ok_or_else(|| broken(format!("unknown kind {:?}", self.kind)))?,
+            kind,
             channel: ChannelName::new(&self.channel).map_err(|error| broken(error.to_string()))?,
             epoch: self.epoch.into(),
             offset: u64::try_from(self.offset).map_err(|error| broken(error.to_string()))?,
             user: self.user_id,
             info,
             data: RawValue::from_string(self.data).map_err(json)?,
-            tags: serde_json::from_str(&self.tags).map_err(json)?,
+            tags,
             published_at_ms: u64::try_from(self.published_at_ms)
                 .map_err(|error| broken(error.to_string()))?,
         })
@@ -112,18 +133,5 @@ impl Bounds {
             below: query.before.map_or(i64::MAX, number),
             limit: i64::try_from(query.limit.min(PAGE_LIMIT_MAX)).unwrap_or(0),
         }
-    }
-}
-
-fn kind_name(kind: PublicationKind) -> &'static str {
-    match kind {
-        PublicationKind::Message => "message",
-    }
-}
-
-fn kind_of(name: &str) -> Option<PublicationKind> {
-    match name {
-        "message" => Some(PublicationKind::Message),
-        _ => None,
     }
 }

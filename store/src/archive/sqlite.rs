@@ -13,8 +13,14 @@ use sqlx::sqlite::{
 };
 use uuid::Uuid;
 
+use super::retention::{Expired, Old};
 use super::row::{Bounds, Row, rows};
-use super::{Appended, ArchiveError, ConsumerPosition, MessageArchive, NOT_MIGRATED, PageQuery};
+use super::sql::{self, columns};
+use super::view::{self, ArchivedMessage, MessageBounds, MessagePage, MessageQuery};
+use super::{
+    Appended, ArchiveError, COUNT_MAX, ConsumerPosition, MessageArchive, NOT_MIGRATED,
+    PAGE_LIMIT_MAX, PageQuery, capped, channel_name, now_ms, signed, unsigned,
+};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -24,18 +30,25 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTIONS: u32 = 4;
 
 const INSERT: &str = r#"
-INSERT INTO messages (channel, epoch, "offset", id, kind, user_id, info, data, tags, published_at_ms)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"#;
-const PAGE: &str = r#"
-SELECT channel, epoch, "offset", id, kind, user_id, info, data, tags, published_at_ms
-FROM messages
-WHERE channel = ?1 AND "offset" > ?2 AND "offset" < ?3 AND (?4 IS NULL OR epoch = ?4)
-ORDER BY "offset" LIMIT ?5"#;
-const PAGE_REVERSE: &str = r#"
-SELECT channel, epoch, "offset", id, kind, user_id, info, data, tags, published_at_ms
-FROM messages
-WHERE channel = ?1 AND "offset" > ?2 AND "offset" < ?3 AND (?4 IS NULL OR epoch = ?4)
-ORDER BY "offset" DESC LIMIT ?5"#;
+INSERT INTO messages (channel, epoch, "offset", id, kind, user_id, info, data, tags, published_at_ms,
+                      target_id)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"#;
+/// The last edit and the last deletion of each message.
+const CHANGES: &str = concat!(
+    "SELECT ",
+    columns!(),
+    r#" FROM messages WHERE rowid IN (
+        SELECT (SELECT c.rowid FROM messages c
+            WHERE c.target_id = wanted.value AND c.kind = kinds.value AND c.channel = $1
+            ORDER BY c."offset" DESC LIMIT 1)
+        FROM json_each($2) AS wanted, json_each('["edited","deleted"]') AS kinds)"#
+);
+const ERASE_EDITS: &str = "
+UPDATE messages SET user_id = '', info = NULL, data = 'null', tags = '{}', erased_at_ms = $2
+WHERE target_id IN (SELECT value FROM json_each($1)) AND kind = 'edited'";
+const ERASE: &str = "
+UPDATE messages SET user_id = '', info = NULL, data = 'null', tags = '{}', erased_at_ms = $2
+WHERE id IN (SELECT value FROM json_each($1))";
 
 /// The archive in SQLite.
 #[derive(Debug, Clone)]
@@ -149,21 +162,194 @@ impl MessageArchive for SqliteArchive {
         query: PageQuery,
     ) -> Result<Vec<PublicationEvent>, ArchiveError> {
         let bounds = Bounds::of(&query);
-        let found = sqlx::query(if query.reverse { PAGE_REVERSE } else { PAGE })
+        let statement = sql::page(query.epoch.is_some(), query.reverse);
+        let mut page = sqlx::query(statement)
             .bind(channel.as_str())
             .bind(bounds.above)
             .bind(bounds.below)
-            .bind(query.epoch.map(|epoch| epoch.to_string()))
+            .bind(bounds.limit);
+        if let Some(epoch) = &query.epoch {
+            page = page.bind(epoch.as_str());
+        }
+        let found = page.fetch_all(&self.pool).await?;
+        found.iter().map(|row| read(row)?.into_event()).collect()
+    }
+
+    async fn messages(
+        &self,
+        channel: &ChannelName,
+        query: MessageQuery,
+    ) -> Result<MessagePage, ArchiveError> {
+        let bounds = MessageBounds::of(&query);
+        let found = sqlx::query(sql::messages(bounds.by_time, query.reverse))
+            .bind(channel.as_str())
+            .bind(bounds.above)
+            .bind(bounds.below)
+            .bind(bounds.later)
+            .bind(bounds.earlier)
             .bind(bounds.limit)
             .fetch_all(&self.pool)
             .await?;
-        found.iter().map(|row| read(row)?.into_event()).collect()
+        let rows = found.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let changes = self.changes(channel, &rows).await?;
+        Ok(MessagePage {
+            messages: view::messages(rows, &changes, query.reverse)?,
+            floor: self.floor(channel).await?,
+        })
+    }
+
+    async fn message(
+        &self,
+        channel: &ChannelName,
+        id: MessageId,
+    ) -> Result<Option<ArchivedMessage>, ArchiveError> {
+        let found = sqlx::query(sql::MESSAGE)
+            .bind(id.to_string())
+            .bind(channel.as_str())
+            .fetch_all(&self.pool)
+            .await?;
+        let rows = found.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let changes = self.changes(channel, &rows).await?;
+        Ok(view::messages(rows, &changes, false)?.pop())
+    }
+
+    async fn count(
+        &self,
+        channel: &ChannelName,
+        after_offset: u64,
+        not_by_user: &str,
+    ) -> Result<u64, ArchiveError> {
+        let count = sqlx::query_scalar(sql::COUNT)
+            .bind(channel.as_str())
+            .bind(signed(after_offset))
+            .bind(not_by_user)
+            .bind(signed(COUNT_MAX))
+            .fetch_one(&self.pool)
+            .await?;
+        unsigned(count)
+    }
+
+    async fn floor(&self, channel: &ChannelName) -> Result<Option<u64>, ArchiveError> {
+        let floor: Option<i64> = sqlx::query_scalar(sql::FLOOR)
+            .bind(channel.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+        floor.map(unsigned).transpose()
+    }
+
+    async fn channels(
+        &self,
+        after: Option<&ChannelName>,
+        limit: usize,
+    ) -> Result<Vec<ChannelName>, ArchiveError> {
+        let names: Vec<String> = sqlx::query_scalar(sql::CHANNELS)
+            .bind(after.map_or("", ChannelName::as_str))
+            .bind(capped(limit))
+            .fetch_all(&self.pool)
+            .await?;
+        names.iter().map(|name| channel_name(name)).collect()
+    }
+
+    async fn expire(
+        &self,
+        channel: &ChannelName,
+        before_ms: u64,
+        limit: usize,
+    ) -> Result<Expired, ArchiveError> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let oldest: Vec<(i64, i64)> = sqlx::query_as(sql::OLDEST)
+            .bind(channel.as_str())
+            .bind(capped(limit))
+            .fetch_all(&mut *transaction)
+            .await?;
+        let old = Old::of(&oldest, signed(before_ms), limit.min(PAGE_LIMIT_MAX));
+        let Some(top) = old.top else {
+            return Ok(old.expired());
+        };
+        let aliases_top: Option<i64> = sqlx::query_scalar(sql::ALIASES_TOP)
+            .bind(channel.as_str())
+            .bind(top)
+            .fetch_one(&mut *transaction)
+            .await?;
+        let floor = aliases_top.unwrap_or(top).max(top);
+        for (statement, offset) in [
+            (sql::RAISE_FLOOR, floor),
+            (sql::DELETE_ALIASES, floor),
+            (sql::DELETE_ROWS, top),
+        ] {
+            sqlx::query(statement)
+                .bind(channel.as_str())
+                .bind(offset)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(old.expired())
+    }
+
+    async fn of_user(
+        &self,
+        user: &str,
+        after: Option<MessageId>,
+        limit: usize,
+    ) -> Result<Vec<PublicationEvent>, ArchiveError> {
+        if user.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = sqlx::query(sql::OF_USER)
+            .bind(user)
+            .bind(after.map_or_else(String::new, |id| id.to_string()))
+            .bind(capped(limit))
+            .fetch_all(&self.pool)
+            .await?;
+        let rows = found.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        rows.into_iter().map(Row::into_event).collect()
+    }
+
+    async fn erase(&self, user: &str, limit: usize) -> Result<usize, ArchiveError> {
+        if user.is_empty() {
+            return Ok(0);
+        }
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let ids: Vec<String> = sqlx::query_scalar(sql::IDS_OF_USER)
+            .bind(user)
+            .bind(capped(limit))
+            .fetch_all(&mut *transaction)
+            .await?;
+        let listed = json_list(&ids);
+        for statement in [ERASE_EDITS, ERASE] {
+            sqlx::query(statement)
+                .bind(&listed)
+                .bind(now_ms())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(ids.len())
     }
 
     async fn ping(&self) -> Result<(), ArchiveError> {
         sqlx::query("SELECT 1").execute(&self.pool).await?;
         Ok(())
     }
+}
+
+impl SqliteArchive {
+    /// Reads what changed messages last.
+    async fn changes(&self, channel: &ChannelName, rows: &[Row]) -> Result<Vec<Row>, ArchiveError> {
+        let ids: Vec<String> = rows.iter().map(|row| row.id.to_string()).collect();
+        let found = sqlx::query(CHANGES)
+            .bind(channel.as_str())
+            .bind(json_list(&ids))
+            .fetch_all(&self.pool)
+            .await?;
+        found.iter().map(read).collect()
+    }
+}
+
+/// Writes ids as the JSON array that `json_each` takes apart.
+fn json_list(ids: &[String]) -> String {
+    serde_json::Value::from(ids.to_vec()).to_string()
 }
 
 async fn insert(connection: &mut sqlx::SqliteConnection, row: &Row) -> Result<bool, ArchiveError> {
@@ -178,6 +364,7 @@ async fn insert(connection: &mut sqlx::SqliteConnection, row: &Row) -> Result<bo
         .bind(&row.data)
         .bind(&row.tags)
         .bind(row.published_at_ms)
+        .bind(row.target_id.map(|id| id.to_string()))
         .execute(connection)
         .await?;
     Ok(inserted.rows_affected() > 0)
@@ -214,17 +401,23 @@ async fn is_known(
 
 /// Reads a row; ids are text here.
 fn read(row: &sqlx::sqlite::SqliteRow) -> Result<Row, ArchiveError> {
+    let uuid = |text: &str| {
+        Uuid::try_parse(text).map_err(|error| ArchiveError::Unavailable(Box::new(error)))
+    };
     let id: String = row.try_get("id")?;
+    let target: Option<String> = row.try_get("target_id")?;
     Ok(Row {
         channel: row.try_get("channel")?,
         epoch: row.try_get("epoch")?,
         offset: row.try_get("offset")?,
-        id: Uuid::try_parse(&id).map_err(|error| ArchiveError::Unavailable(Box::new(error)))?,
+        id: uuid(&id)?,
         kind: row.try_get("kind")?,
         user_id: row.try_get("user_id")?,
         info: row.try_get("info")?,
         data: row.try_get("data")?,
         tags: row.try_get("tags")?,
         published_at_ms: row.try_get("published_at_ms")?,
+        target_id: target.as_deref().map(uuid).transpose()?,
+        erased_at_ms: row.try_get("erased_at_ms")?,
     })
 }

@@ -99,7 +99,9 @@ impl JobLog for EmbeddedJobLog {
             Some(positions) => positions
                 .consumer_position(group, topic, PARTITION)
                 .await
-                .map_err(|error| JobLogError::Unavailable(Box::new(error)))?,
+                .map_err(|error| JobLogError::Unavailable(Box::new(error)))?
+                // A store that knows nothing yet has none of the jobs.
+                .or(Some(0)),
             None => None,
         };
         // The store's own position wins: it moved with the rows.

@@ -272,6 +272,15 @@ impl ConsumerContext for GroupContext {
     }
 }
 
+/// Where a partition's jobs begin for a store.
+#[derive(Debug, Clone, Copy)]
+enum Start {
+    /// At the first job that the topic still has.
+    Beginning,
+    /// At this offset.
+    At(i64),
+}
+
 /// One member of a consumer group.
 struct KafkaSource {
     consumer: StreamConsumer<GroupContext>,
@@ -371,12 +380,12 @@ impl KafkaSource {
             self.next.remove(&partition);
             self.taken.retain(|job| job.partition != partition);
         }
-        for partition in added {
+        for (n, &partition) in added.iter().enumerate() {
             let position = match self.position(partition).await {
                 Ok(position) => position,
                 Err(error) => {
-                    // Looked at again by the next call.
-                    self.assigned.lock().added.push(partition);
+                    // This one and those behind it are looked at again by the next call.
+                    self.assigned.lock().added.extend(&added[n..]);
                     return Err(JobLogError::Unavailable(Box::new(error)));
                 }
             };
@@ -407,29 +416,32 @@ impl KafkaSource {
         Ok(())
     }
 
-    /// Asks where the group stands in a partition, if the store keeps that.
-    async fn position(&self, partition: i32) -> Result<Option<i64>, ArchiveError> {
+    /// Asks where to begin in a partition, if a store keeps that.
+    async fn position(&self, partition: i32) -> Result<Option<Start>, ArchiveError> {
         let Some(positions) = &self.positions else {
             return Ok(None);
         };
-        positions
+        let position = positions
             .consumer_position(self.group, &self.topic, partition)
-            .await
+            .await?;
+        // A store that knows nothing yet has none of the jobs, whatever the group has committed.
+        Ok(Some(position.map_or(Start::Beginning, Start::At)))
     }
 
-    /// Goes to the archive's position, or to the nearest one that the topic still has.
-    fn go_to(&self, partition: i32, position: i64) -> Result<i64, KafkaError> {
+    /// Goes to the store's position, or to the nearest one that the topic still has.
+    fn go_to(&self, partition: i32, start: Start) -> Result<i64, KafkaError> {
         // Both calls block their thread until the broker has answered.
         tokio::task::block_in_place(|| {
             let (low, high) =
                 self.consumer
                     .fetch_watermarks(&self.topic, partition, SEEK_TIMEOUT)?;
-            let nearest = if position > high {
-                low
-            } else {
-                position.max(low)
+            let nearest = match start {
+                Start::At(position) if position <= high => position.max(low),
+                Start::At(_) | Start::Beginning => low,
             };
-            if nearest != position {
+            if let Start::At(position) = start
+                && nearest != position
+            {
                 // A topic that was made anew, or jobs that were deleted unread: somebody must know.
                 tracing::error!(
                     topic = self.topic,
@@ -459,8 +471,8 @@ impl KafkaSource {
     }
 
     fn take(&mut self, job: ReceivedJob) {
-        // What is taken of a partition before its position was looked at stays only if the
-        // archive knows no position: else the seek drops it and brings it again.
+        // What is taken of a partition before its position was looked at stays only where no
+        // store keeps positions: else the seek drops it and brings it again.
         let is_done = self
             .next
             .get(&job.partition)

@@ -3,6 +3,7 @@
 mod cloud_events;
 mod embedded;
 mod kafka;
+mod media_event;
 mod push_event;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::archive::MessageArchive;
 pub use cloud_events::{publication_event, publication_job};
 pub use embedded::EmbeddedJobLog;
 pub use kafka::{KafkaJobLog, ensure_topics};
+pub use media_event::{media_event, media_job};
 pub use push_event::{push_event, push_job};
 
 /// A log of jobs in topics and partitions.
@@ -45,8 +47,9 @@ pub trait JobLog: Send + Sync + 'static {
 
     /// Joins a consumer group on a topic.
     ///
-    /// Every partition goes on where `positions` says its group stands; where it says nothing,
-    /// at what the group has committed, else at the first job: never silently at the end.
+    /// Every partition goes on where `positions` says its group stands, or at its first job where
+    /// that store knows nothing yet. Without `positions` it goes on at what the group has
+    /// committed, else at the first job: never silently at the end.
     ///
     /// # Errors
     /// See [`JobLogError`].

@@ -3,7 +3,15 @@
 //! One set of statements serves PostgreSQL and SQLite: they use only what both have (`ON CONFLICT`,
 //! `RETURNING`, `$1`), text, 64-bit integers and nothing else. Times are Unix milliseconds.
 
+mod blocks;
+mod channels;
+mod devices;
+mod invitations;
+mod media;
+mod members;
 mod pushes;
+mod reads;
+mod user_data;
 
 use std::time::Duration;
 
@@ -14,7 +22,16 @@ use sqlx::any::AnyPoolOptions;
 use crate::BoxError;
 use crate::archive::NOT_MIGRATED;
 
+pub use blocks::Blocked;
+pub use channels::{ChannelKind, ChannelRecord, Created, JoinedChannel, NewChannel};
+pub use devices::{Device, Platform};
+pub use invitations::{Accepted, NewInvitation};
+pub use media::{
+    MediaCreated, MediaQuota, MediaResult, MediaState, Medium, PictureResult, Thumbnail,
+};
+pub use members::{Added, Member, MemberLimits, NewMember, Role, RoleChange, Standing};
 pub use pushes::{LedgerEntry, LedgerState, PushStanding, PushTarget};
+pub use user_data::{ErasedRecords, UserRecord};
 
 /// How long a connection is waited for.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +48,9 @@ pub enum RecordsError {
     /// The database did not answer or was busy: retry the same call.
     #[error("the database is not available")]
     Unavailable(#[source] BoxError),
+    /// A limit is reached, and nothing was changed: something must go first.
+    #[error("limit reached: {0}")]
+    Limit(String),
     /// The database will never accept this row.
     #[error("the database refuses the row: {0}")]
     Refused(String),
@@ -80,4 +100,14 @@ impl From<sqlx::Error> for RecordsError {
         }
         Self::Unavailable(Box::new(error))
     }
+}
+
+/// Reads a word that this version wrote; another one is a later version's.
+pub(crate) fn known<T>(word: &str, found: Option<T>) -> Result<T, RecordsError> {
+    found.ok_or_else(|| RecordsError::Refused(format!("{word:?} is not known to this version")))
+}
+
+/// Reads a channel's name that was checked before it was stored.
+pub(crate) fn channel_name(name: &str) -> Result<shared::ids::ChannelName, RecordsError> {
+    known(name, shared::ids::ChannelName::new(name).ok())
 }

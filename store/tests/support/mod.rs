@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 use shared::config::Config;
-use shared::events::{EventClientInfo, PublicationEvent, PublicationKind};
+use shared::events::{EventClientInfo, PublicationEvent, PublicationKind, change_tags};
 use shared::ids::{ChannelName, MessageId};
 use sqlx::Connection;
 use store::archive::{self, MessageArchive};
@@ -86,5 +86,44 @@ pub fn event(channel_name: &str, epoch: &str, offset: u64) -> PublicationEvent {
         data: RawValue::from_string(format!(r#"{{"n":{offset}}}"#)).unwrap(),
         tags: [("k".to_owned(), "v".to_owned())].into(),
         published_at_ms: 1_700_000_000_000 + offset,
+    }
+}
+
+/// An edit of a message, in its channel.
+pub fn edit(target: &PublicationEvent, offset: u64, data: &str) -> PublicationEvent {
+    let text = format!(
+        r#"{{"type":"message.edited","id":"{}","data":{data}}}"#,
+        target.id
+    );
+    change(target, PublicationKind::Edited, offset, text)
+}
+
+/// A deletion of a message, in its channel.
+pub fn deletion(target: &PublicationEvent, offset: u64) -> PublicationEvent {
+    let text = format!(r#"{{"type":"message.deleted","id":"{}"}}"#, target.id);
+    change(target, PublicationKind::Deleted, offset, text)
+}
+
+fn change(
+    target: &PublicationEvent,
+    kind: PublicationKind,
+    offset: u64,
+    text: String,
+) -> PublicationEvent {
+    PublicationEvent {
+        kind,
+        data: RawValue::from_string(text).unwrap(),
+        tags: change_tags(kind, target.id),
+        ..event(target.channel.as_str(), target.epoch.as_str(), offset)
+    }
+}
+
+/// The S3 server's bucket.
+pub fn s3() -> shared::config::MediaConfig {
+    shared::config::MediaConfig {
+        bucket: service("WYD_TEST_S3_BUCKET"),
+        endpoint: service("WYD_TEST_S3_ENDPOINT"),
+        region: "us-east-1".to_owned(),
+        ..shared::config::MediaConfig::default()
     }
 }

@@ -26,8 +26,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(600);
 const FAILING_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Tries of a job, the first one included.
 const ATTEMPTS_MAX: u32 = 20;
-/// Jobs held in memory at most.
+/// Jobs held in memory at most, and their bytes.
 const HELD_MAX: usize = 1_000;
+const HELD_BYTES_MAX: usize = 8 << 20;
+/// Jobs taken at once: each may hold a small file.
+const TAKEN_MAX: usize = 16;
 /// Jobs tried at once.
 const DUE_MAX: usize = 100;
 /// How long one look for new jobs takes.
@@ -155,8 +158,9 @@ impl RetryConsumer {
     async fn look(&mut self, held: &mut Held) -> Result<(), JobLogError> {
         held.drop_lost(&*self.source);
         let pause = held.time_to_next().min(LOOK);
-        let room = HELD_MAX.saturating_sub(held.due.len());
-        if room == 0 {
+        let is_full = held.bytes() >= HELD_BYTES_MAX;
+        let room = HELD_MAX.saturating_sub(held.due.len()).min(TAKEN_MAX);
+        if room == 0 || is_full {
             return self.source.rest(pause).await;
         }
         let next = self.source.next(room, Duration::ZERO);
@@ -209,6 +213,10 @@ impl RetryConsumer {
 }
 
 impl Held {
+    fn bytes(&self) -> usize {
+        self.due.values().map(|job| job.value.len()).sum()
+    }
+
     fn take(&mut self, job: ReceivedJob) {
         let (partition, offset) = (job.partition, job.offset);
         self.unfinished.entry(partition).or_default().insert(offset);

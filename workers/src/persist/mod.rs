@@ -1,4 +1,7 @@
-//! `persist`: publications of durable channels into the archive, each once.
+//! `persist`: publications of durable channels into the archive, each once, and out of it again
+//! when their time is over (`retention`).
+
+pub mod retention;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

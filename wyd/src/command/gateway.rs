@@ -9,8 +9,9 @@ use shared::config::Config;
 use shared::config::check::Role;
 use workers::push::console::ConsolePushes;
 
-use super::{archive, kafka, with_sources};
+use super::{archive, kafka, records, with_sources};
 use crate::internal::{Gateway, Internal, InternalPort};
+use crate::media::media_store;
 use crate::process::{Failure, Signals, Source};
 
 pub(crate) async fn run(source: Source<'_>) -> Result<(), Failure> {
@@ -21,6 +22,8 @@ pub(crate) async fn run(source: Source<'_>) -> Result<(), Failure> {
     let parts = NodeParts {
         job_log: kafka(&config)?,
         archive: archive(&config).await?,
+        records: records(&config).await?,
+        media: media_store(&config).await?,
         config: Arc::clone(&config),
         extra_routes: Router::new(),
     };

@@ -7,6 +7,7 @@ pub(crate) mod dlq;
 pub(crate) mod gateway;
 pub(crate) mod migrate;
 pub(crate) mod token;
+pub(crate) mod user;
 pub(crate) mod worker;
 
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use shared::config::Config;
 use store::archive::{ArchiveError, MessageArchive};
 use store::job_log::{JobLog, KafkaJobLog};
-use store::records::Records;
+use store::records::{Records, RecordsError};
 
 use crate::process::Failure;
 
@@ -38,9 +39,13 @@ pub(crate) async fn archive(config: &Config) -> Result<Option<Arc<dyn MessageArc
 
 /// Opens the chat records when an SQL database is configured.
 pub(crate) async fn records(config: &Config) -> Result<Option<Records>, Failure> {
-    Records::open(&config.database)
-        .await
-        .map_err(|error| Failure::Dependency(vec![format!("database: {}", with_sources(&error))]))
+    let opened = Records::open(&config.database).await;
+    opened.map_err(|error| records_failure(&error))
+}
+
+/// Says what is wrong with the chat records.
+pub(crate) fn records_failure(error: &RecordsError) -> Failure {
+    Failure::Dependency(vec![format!("database: {}", with_sources(error))])
 }
 
 /// Says what is wrong with an archive.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use gateway::ServerPublisher;
 use prometheus_client::registry::Registry;
 use shared::config::check::Role;
 use shared::config::{Config, WorkerRole, WorkerRoles};
@@ -9,10 +10,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use workers::push::console::ConsolePushes;
 use workers::push::metrics::PushMetrics;
+use workers::upload::ChannelPublisher;
 
 use super::{archive, kafka, records, with_sources};
 use crate::cli::WorkerArgs;
 use crate::internal::{Internal, InternalPort};
+use crate::media::{Announcer, media_store};
 use crate::process::{Failure, Signals, Source};
 use crate::push::{ByPresence, provider};
 use crate::roles::{PushNeeds, WorkerParts, Workers};
@@ -27,9 +30,28 @@ pub(crate) async fn run(source: Source<'_>, args: WorkerArgs) -> Result<(), Fail
     let console = ConsolePushes::new(config.push.console_pushes_max);
     let background = Background::default();
     let missing = || Failure::Configuration(vec!["kafka.brokers is not configured".to_owned()]);
+    let job_log = kafka(&config)?.ok_or_else(missing)?;
+    let media = media_store(&config)
+        .await?
+        .filter(|_| roles.has(WorkerRole::Upload));
+    let publishing = CancellationToken::new();
+    let announcer: Option<Arc<dyn ChannelPublisher>> = match &media {
+        Some(_) => {
+            let log = Arc::clone(&job_log);
+            let connected = ServerPublisher::connect(&config, log, &mut registry, &publishing);
+            let connected = connected
+                .await
+                .map_err(|error| Failure::Dependency(vec![with_sources(&error)]))?;
+            Some(Arc::new(Announcer(connected)))
+        }
+        None => None,
+    };
     let parts = WorkerParts {
-        job_log: kafka(&config)?.ok_or_else(missing)?,
+        job_log,
         archive: archive(&config).await?,
+        records: records(&config).await?,
+        media,
+        announcer,
         metrics: workers::Metrics::new(&mut registry),
         push: match roles.has(WorkerRole::Push) {
             true => Some(push_needs(&config, &console, &background, &mut registry).await?),
@@ -51,6 +73,7 @@ pub(crate) async fn run(source: Source<'_>, args: WorkerArgs) -> Result<(), Fail
         ended = workers.finish() => ended?,
         () = signals.hurry.cancelled() => {}
     }
+    publishing.cancel();
     internal.stop();
     Ok(())
 }
@@ -93,9 +116,6 @@ async fn push_needs(
         .map_err(|error| Failure::Dependency(vec![format!("redis: {}", with_sources(&error))]))?;
     let metrics = PushMetrics::new(registry);
     Ok(PushNeeds {
-        records: records(config)
-            .await?
-            .ok_or_else(|| missing("database.url"))?,
         online: Arc::new(ByPresence(presence)),
         provider: provider(config, console, metrics.clone())?,
         metrics,

@@ -13,7 +13,7 @@ use shared::protocol::{ClientError, payload};
 
 use crate::broker::{Idempotency, NewPublication};
 use crate::channel::{Action, Namespace};
-use crate::session::call::{Answer, Call};
+use crate::session::call::Call;
 use crate::session::state::{Effect, SessionState};
 
 /// How long a result is remembered under its key, on durable channels and on others.
@@ -29,29 +29,20 @@ impl SessionState {
         request: PublishRequest,
         effects: &mut Vec<Effect>,
     ) -> Result<(), ClientError> {
-        let publication = self.publication(&request.channel, request.data.as_deref(), "")?;
+        let publication = self.publication(&request.channel, request.data.as_deref())?;
         let reply = Reply {
             id,
             body: ReplyBody::Publish,
         };
-        let answer = Answer::Fixed(reply);
-        self.call(
-            Call::Publish {
-                id,
-                publication,
-                answer,
-            },
-            effects,
-        );
+        self.call(Call::Publish { publication, reply }, effects);
         Ok(())
     }
 
-    /// Checks a publish and makes the publication; an empty `key` is none.
-    pub(super) fn publication(
+    /// Checks a publish and makes the publication.
+    fn publication(
         &self,
         channel: &str,
         data: Option<&RawValue>,
-        key: &str,
     ) -> Result<NewPublication, ClientError> {
         let (channel, namespace) = self.rules.channels.resolve(channel)?;
         let asker = self.asker(&channel).ok_or(ClientError::UNAUTHORIZED)?;
@@ -63,17 +54,15 @@ impl SessionState {
             .ok_or(ClientError::BAD_REQUEST)?;
         let subscription = self.subscriptions.get(&channel);
         let info = subscription.map_or(self.info.clone(), |s| Some(Arc::clone(&s.info)));
-        let scope = format!("user:{}", asker.user);
-        let (id, idempotency) = identify(&scope, &channel, &namespace, key)?;
         Ok(NewPublication {
             channel,
             data,
             info,
             tags: shared::protocol::Tags::new(),
-            id,
+            id: MessageId::now(),
             history: namespace.history.clone(),
             durable: namespace.options.durable,
-            idempotency,
+            idempotency: None,
         })
     }
 }

@@ -1,42 +1,26 @@
-//! `rpc`: the methods of the chat part.
+//! `rpc`: the methods of the chat part, which has the table of them.
 //!
-//! `message.send` is a publish with an idempotency key and an answer; `message.list` pages
-//! through the archive. Any other method is error 108, as of a server without an RPC handler.
+//! Any other method is error 108, as of a server without an RPC handler.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use shared::protocol::ClientError;
+use shared::ids::ChannelName;
 use shared::protocol::command::RpcRequest;
-use store::archive::PageQuery;
+use shared::protocol::{ClientError, ClientInfo};
 
-use crate::channel::Action;
-use crate::session::call::{Answer, Call};
+use crate::chat::{Caller, operation};
+use crate::session::call::Call;
 use crate::session::state::{Effect, SessionState};
 
-/// Messages that one `message.list` answers when it does not say how many, and at most.
-const LIST_LIMIT: usize = 50;
-const LIST_LIMIT_MAX: usize = 300;
-
-/// `message.send`.
+/// What most methods are about.
 #[derive(Debug, Deserialize)]
-struct SendParams {
-    channel: String,
-    data: Box<RawValue>,
-    /// Names the message for good: sent again with the same key, it is published once.
-    #[serde(default)]
-    idempotency_key: String,
-}
-
-/// `message.list`: the first messages after `after`, else the last ones before `before`.
-#[derive(Debug, Deserialize)]
-struct ListParams {
-    channel: String,
-    after: Option<u64>,
-    before: Option<u64>,
-    limit: Option<usize>,
-    /// Newest first; else oldest first.
-    #[serde(default)]
-    reverse: bool,
+struct About<'a> {
+    #[serde(borrow)]
+    channel: Cow<'a, str>,
 }
 
 impl SessionState {
@@ -46,72 +30,31 @@ impl SessionState {
         request: &RpcRequest,
         effects: &mut Vec<Effect>,
     ) -> Result<(), ClientError> {
-        match request.method.as_str() {
-            "message.send" => self.message_send(id, request, effects),
-            "message.list" => self.message_list(id, request, effects),
-            _ => Err(ClientError::NOT_AVAILABLE),
-        }
-    }
-
-    fn message_send(
-        &mut self,
-        id: u32,
-        request: &RpcRequest,
-        effects: &mut Vec<Effect>,
-    ) -> Result<(), ClientError> {
-        let params: SendParams = parse(request)?;
-        let publication =
-            self.publication(&params.channel, Some(&params.data), &params.idempotency_key)?;
-        let answer = Answer::Position;
-        self.call(
-            Call::Publish {
-                id,
-                publication,
-                answer,
-            },
-            effects,
-        );
-        Ok(())
-    }
-
-    fn message_list(
-        &mut self,
-        id: u32,
-        request: &RpcRequest,
-        effects: &mut Vec<Effect>,
-    ) -> Result<(), ClientError> {
-        let params: ListParams = parse(request)?;
-        let (channel, namespace) = self.rules.channels.resolve(&params.channel)?;
-        let asker = self.asker(&channel).ok_or(ClientError::UNAUTHORIZED)?;
-        self.rules
-            .channels
-            .may(Action::History, &namespace, asker)?;
-        if !namespace.options.durable {
-            return Err(ClientError::NOT_AVAILABLE);
-        }
-        let query = PageQuery {
-            after: params.after,
-            before: params.before,
-            epoch: None,
-            limit: params.limit.unwrap_or(LIST_LIMIT).min(LIST_LIMIT_MAX),
-            // Without a place to begin at, the newest are wanted.
-            reverse: params.after.is_none(),
+        let operation = operation::find(&request.method).ok_or(ClientError::NOT_AVAILABLE)?;
+        let info = self.info.clone().ok_or(ClientError::UNAUTHORIZED)?;
+        let request = request.data.as_deref().map_or("{}", RawValue::get);
+        let caller = Caller {
+            info,
+            subscription: self.subscription_to(request),
         };
-        let newest_first = params.reverse;
-        self.call(
-            Call::List {
-                id,
-                channel,
-                query,
-                newest_first,
-            },
-            effects,
-        );
+        let request = Bytes::copy_from_slice(request.as_bytes());
+        let call = Call::Rpc {
+            id,
+            operation,
+            caller,
+            request,
+        };
+        self.call(call, effects);
         Ok(())
     }
-}
 
-fn parse<'a, T: Deserialize<'a>>(request: &'a RpcRequest) -> Result<T, ClientError> {
-    let data = request.data.as_ref().ok_or(ClientError::BAD_REQUEST)?;
-    serde_json::from_str(data.get()).map_err(|_| ClientError::BAD_REQUEST)
+    /// Finds the client's subscription to the channel that a request is about. A request that
+    /// cannot be read is refused by whoever carries it out.
+    fn subscription_to(&self, request: &str) -> Option<(ChannelName, Arc<ClientInfo>)> {
+        let about: About<'_> = serde_json::from_str(request).ok()?;
+        let channel = ChannelName::new(&about.channel).ok()?;
+        let subscription = self.subscriptions.get(&channel)?;
+        let info = Arc::clone(&subscription.info);
+        Some((channel, info))
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use shared::config::load::Environment;
-use shared::config::{Authorize, BrokerKind, Config, DrainConfig, NamespaceOptions};
+use shared::config::{Authorize, BrokerKind, Config, DrainConfig, Join, NamespaceOptions};
 
 use super::secrets::Secrets;
 use super::sqlite_url;
@@ -15,12 +15,15 @@ const HISTORY_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Names of services in a developer's shell. They belong to another project more often than not,
 /// and `wyd dev` must not write to what it happens to find there.
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 8] = [
     "DATABASE_URL",
     "MONGO_URL",
     "REDIS_URL",
     "KAFKA_BROKERS",
     "FCM_CREDENTIALS",
+    "AWS_S3_BUCKET",
+    "AWS_S3_REGION",
+    "AWS_ENDPOINT_URL",
 ];
 
 /// Makes the defaults; file and environment win over them.
@@ -31,6 +34,7 @@ pub(super) fn config(data: &Path, secrets: Secrets) -> Config {
     config.api.keys.extend([key]);
     config.broker.kind = Some(BrokerKind::Memory);
     config.database.url = Some(sqlite_url(&data.join("archive.db")).into());
+    config.media.folder = data.join("media").display().to_string();
     // Whoever reaches the demo gets a token for any name: only this machine does.
     config.listen.set_ip(Ipv4Addr::LOCALHOST.into());
     config.internal_listen.set_ip(Ipv4Addr::LOCALHOST.into());
@@ -86,11 +90,13 @@ fn own_origins(listen: SocketAddr) -> Vec<String> {
     hosts.into_iter().map(origin).collect()
 }
 
-/// Durable: what is said is kept.
+/// Durable: what is said is kept; for its members, which everybody may become.
 fn chat() -> NamespaceOptions {
     NamespaceOptions {
         durable: true,
         push: true,
+        authorize: Authorize::Membership,
+        join: Join::Open,
         history_size: HISTORY_SIZE,
         history_ttl: HISTORY_TTL,
         force_recovery: true,

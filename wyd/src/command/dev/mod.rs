@@ -5,6 +5,7 @@
 
 mod defaults;
 mod demo;
+mod files;
 mod secrets;
 
 use std::net::SocketAddr;
@@ -16,13 +17,14 @@ use prometheus_client::registry::Registry;
 use shared::config::check::Role;
 use shared::config::{Config, WorkerRoles};
 use store::job_log::{EmbeddedJobLog, JobLog};
-use store::records::Records;
+use store::media::{FileStore, MediaStore};
 use workers::push::console::ConsolePushes;
 use workers::push::metrics::PushMetrics;
 
 use super::{archive, archive_failure, records};
 use crate::cli::DevArgs;
 use crate::internal::{Gateway, Internal, InternalPort};
+use crate::media::Announcer;
 use crate::process::{Failure, Signals, Source};
 use crate::push::{ByPresence, provider};
 use crate::roles::{PushNeeds, WorkerParts, Workers};
@@ -50,13 +52,19 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
         .await
         .map_err(|error| archive_failure(&error))?;
     let archive = archive(&config).await?;
+    let records = records(&config).await?;
     let job_log = embedded_job_log(data).await?;
     let mut registry = Registry::default();
+    let metrics = workers::Metrics::new(&mut registry);
+    let files = Arc::new(open_files(&config).await?);
+    let media: Arc<dyn MediaStore> = Arc::clone(&files) as Arc<dyn MediaStore>;
     let parts = NodeParts {
         config: Arc::clone(&config),
         job_log: Some(Arc::clone(&job_log)),
         archive: archive.clone(),
-        extra_routes: demo::routes(Arc::clone(&config)),
+        records: records.clone(),
+        media: Some(Arc::clone(&media)),
+        extra_routes: demo::routes(Arc::clone(&config)).merge(files::routes(files)),
     };
     let node = Node::start(parts, &mut registry).await;
     let node = Arc::new(node.map_err(|error| super::gateway::failure(&error))?);
@@ -65,8 +73,11 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
         config: Arc::clone(&config),
         job_log,
         archive,
-        metrics: workers::Metrics::new(&mut registry),
-        push: push_needs(&config, &node, &console, &mut registry).await?,
+        records,
+        media: Some(media),
+        announcer: Some(Arc::new(Announcer(node.server_publisher()))),
+        metrics,
+        push: Some(push_needs(&config, &node, &console, &mut registry)?),
     };
     let mut workers = Workers::start(WorkerRoles::ALL, &parts).await?;
     let internal = internal.serve(Internal {
@@ -85,22 +96,23 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
     stopped
 }
 
-async fn push_needs(
+fn push_needs(
     config: &Config,
     node: &Node,
     console: &ConsolePushes,
     registry: &mut Registry,
-) -> Result<Option<PushNeeds>, Failure> {
+) -> Result<PushNeeds, Failure> {
     let metrics = PushMetrics::new(registry);
-    let needs = |records: Records| {
-        Ok(PushNeeds {
-            records,
-            online: Arc::new(ByPresence(node.presence())),
-            provider: provider(config, console, metrics.clone())?,
-            metrics,
-        })
-    };
-    records(config).await?.map(needs).transpose()
+    Ok(PushNeeds {
+        online: Arc::new(ByPresence(node.presence())),
+        provider: provider(config, console, metrics.clone())?,
+        metrics,
+    })
+}
+
+async fn open_files(config: &Config) -> Result<FileStore, Failure> {
+    let opened = FileStore::open(&config.media.folder).await;
+    opened.map_err(|error| Failure::Configuration(vec![super::with_sources(&error)]))
 }
 
 async fn embedded_job_log(data: &Path) -> Result<Arc<dyn JobLog>, Failure> {

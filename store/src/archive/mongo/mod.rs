@@ -2,6 +2,10 @@
 //!
 //! Rows first, position second: a crash between the two repeats the append, and the keys make a
 //! repetition harmless. No multi-document transaction, TTL index or change stream is relied on.
+//! `messages` reads the view, `upkeep` is retention and users' data.
+
+mod messages;
+mod upkeep;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -16,8 +20,11 @@ use shared::events::PublicationEvent;
 use shared::ids::{ChannelName, MessageId};
 use uuid::Uuid;
 
-use super::row::{Bounds, Row, rows};
-use super::{Appended, ArchiveError, ConsumerPosition, MessageArchive, PageQuery};
+use super::row::{Row, rows};
+use super::{
+    Appended, ArchiveError, ArchivedMessage, ConsumerPosition, Expired, MessageArchive,
+    MessagePage, MessageQuery, PageQuery,
+};
 
 /// Database used when the address names none.
 const DATABASE: &str = "wyd";
@@ -38,6 +45,7 @@ pub struct MongoArchive {
     messages: Collection<Document>,
     aliases: Collection<Document>,
     positions: Collection<Document>,
+    floors: Collection<Document>,
 }
 
 impl MongoArchive {
@@ -52,14 +60,15 @@ impl MongoArchive {
             .list_index_names()
             .await
             .unwrap_or_default();
-        if names.iter().any(|name| name == PLACE_INDEX) {
-            archive.ping().await?;
-            return Ok(archive);
-        }
         archive.ping().await?;
-        Err(ArchiveError::Schema(
-            "the unique index on messages is missing; run `wyd migrate`".to_owned(),
-        ))
+        for wanted in [PLACE_INDEX, TARGET_INDEX] {
+            if !names.iter().any(|name| name == wanted) {
+                return Err(ArchiveError::Schema(format!(
+                    "the index {wanted:?} on messages is missing; run `wyd migrate`"
+                )));
+            }
+        }
+        Ok(archive)
     }
 
     async fn connect(url: &str) -> Result<Self, ArchiveError> {
@@ -81,6 +90,7 @@ impl MongoArchive {
             messages: database.collection("messages"),
             aliases: database.collection("message_aliases"),
             positions: database.collection("consumer_positions"),
+            floors: database.collection("archive_floors"),
             database,
         })
     }
@@ -131,6 +141,8 @@ impl MongoArchive {
 
 /// Name of the unique index on (channel, epoch, offset).
 const PLACE_INDEX: &str = "place";
+/// Name of the index that finds a message's changes.
+const TARGET_INDEX: &str = "target";
 
 /// Makes the indexes.
 pub(super) async fn migrate(url: &str) -> Result<(), ArchiveError> {
@@ -144,14 +156,23 @@ pub(super) async fn migrate(url: &str) -> Result<(), ArchiveError> {
         .options(unique)
         .build();
     archive.messages.create_index(place).await?;
-    let named = IndexOptions::builder()
-        .name("channel_offset".to_owned())
-        .build();
-    let order = IndexModel::builder()
-        .keys(doc! { "channel": 1, "offset": 1 })
-        .options(named)
-        .build();
-    archive.messages.create_index(order).await?;
+    let channel = doc! { "channel": 1, "offset": 1 };
+    let time = doc! { "channel": 1, "published_at_ms": 1, "offset": 1 };
+    let user = doc! { "user": 1, "_id": 1 };
+    let target = doc! { "target": 1, "kind": 1, "offset": -1 };
+    let alias = doc! { "channel": 1, "epoch": 1, "offset": 1 };
+    for (collection, name, keys) in [
+        (&archive.messages, "channel_offset", channel),
+        (&archive.messages, "channel_time", time),
+        (&archive.messages, "user", user),
+        (&archive.aliases, "alias", alias),
+        // Made last: `open` looks for it.
+        (&archive.messages, TARGET_INDEX, target),
+    ] {
+        let named = IndexOptions::builder().name(name.to_owned()).build();
+        let index = IndexModel::builder().keys(keys).options(named).build();
+        collection.create_index(index).await?;
+    }
     Ok(())
 }
 
@@ -223,29 +244,67 @@ impl MessageArchive for MongoArchive {
         channel: &ChannelName,
         query: PageQuery,
     ) -> Result<Vec<PublicationEvent>, ArchiveError> {
-        let bounds = Bounds::of(&query);
-        let mut filter = doc! {
-            "channel": channel.as_str(),
-            "offset": { "$gt": bounds.above, "$lt": bounds.below },
-        };
-        if let Some(epoch) = &query.epoch {
-            filter.insert("epoch", epoch.as_str());
-        }
-        let order = if query.reverse { -1 } else { 1 };
-        // A limit of 0 means "no limit" to the server.
-        if bounds.limit == 0 {
-            return Ok(Vec::new());
-        }
-        let found = self
-            .messages
-            .find(filter)
-            .sort(doc! { "offset": order })
-            .limit(bounds.limit);
-        let documents: Vec<Document> = found.await?.try_collect().await?;
-        documents
-            .iter()
-            .map(|document| read(document)?.into_event())
-            .collect()
+        self.log_page(channel, &query).await
+    }
+
+    async fn messages(
+        &self,
+        channel: &ChannelName,
+        query: MessageQuery,
+    ) -> Result<MessagePage, ArchiveError> {
+        self.message_page(channel, &query).await
+    }
+
+    async fn message(
+        &self,
+        channel: &ChannelName,
+        id: MessageId,
+    ) -> Result<Option<ArchivedMessage>, ArchiveError> {
+        self.one_message(channel, id).await
+    }
+
+    async fn count(
+        &self,
+        channel: &ChannelName,
+        after_offset: u64,
+        not_by_user: &str,
+    ) -> Result<u64, ArchiveError> {
+        self.count_messages(channel, after_offset, not_by_user)
+            .await
+    }
+
+    async fn floor(&self, channel: &ChannelName) -> Result<Option<u64>, ArchiveError> {
+        self.channel_floor(channel).await
+    }
+
+    async fn channels(
+        &self,
+        after: Option<&ChannelName>,
+        limit: usize,
+    ) -> Result<Vec<ChannelName>, ArchiveError> {
+        self.channel_names(after, limit).await
+    }
+
+    async fn expire(
+        &self,
+        channel: &ChannelName,
+        before_ms: u64,
+        limit: usize,
+    ) -> Result<Expired, ArchiveError> {
+        self.expire_rows(channel, before_ms, limit).await
+    }
+
+    async fn of_user(
+        &self,
+        user: &str,
+        after: Option<MessageId>,
+        limit: usize,
+    ) -> Result<Vec<PublicationEvent>, ArchiveError> {
+        self.rows_of_user(user, after, limit).await
+    }
+
+    async fn erase(&self, user: &str, limit: usize) -> Result<usize, ArchiveError> {
+        self.erase_rows(user, limit).await
     }
 
     async fn ping(&self) -> Result<(), ArchiveError> {
@@ -259,7 +318,7 @@ fn position_id(group: &str, topic: &str, partition: i32) -> String {
 }
 
 fn document(row: &Row) -> Document {
-    doc! {
+    let mut document = doc! {
         "_id": row.id.to_string(),
         "channel": &row.channel,
         "epoch": &row.epoch,
@@ -270,22 +329,31 @@ fn document(row: &Row) -> Document {
         "data": &row.data,
         "tags": &row.tags,
         "published_at_ms": row.published_at_ms,
+    };
+    if let Some(target) = row.target_id {
+        document.insert("target", target.to_string());
     }
+    document
 }
 
 fn read(document: &Document) -> Result<Row, ArchiveError> {
-    let id = text(document, "_id")?;
+    let uuid = |text: &str| {
+        Uuid::try_parse(text).map_err(|error| ArchiveError::Unavailable(Box::new(error)))
+    };
+    let target = document.get_str("target").ok();
     Ok(Row {
         channel: text(document, "channel")?,
         epoch: text(document, "epoch")?,
         offset: number(document, "offset")?,
-        id: Uuid::try_parse(&id).map_err(|error| ArchiveError::Unavailable(Box::new(error)))?,
+        id: uuid(&text(document, "_id")?)?,
         kind: text(document, "kind")?,
         user_id: text(document, "user")?,
         info: document.get_str("info").ok().map(str::to_owned),
         data: text(document, "data")?,
         tags: text(document, "tags")?,
         published_at_ms: number(document, "published_at_ms")?,
+        target_id: target.map(uuid).transpose()?,
+        erased_at_ms: number(document, "erased_at_ms").ok(),
     })
 }
 
