@@ -36,7 +36,6 @@ pub(crate) struct WorkerParts {
 
 /// What only the push worker needs.
 pub(crate) struct PushNeeds {
-    pub(crate) records: Records,
     pub(crate) online: Arc<dyn Online>,
     pub(crate) provider: Arc<dyn PushProvider>,
     pub(crate) metrics: PushMetrics,
@@ -106,12 +105,14 @@ impl Workers {
     }
 
     async fn start_push(&mut self, parts: &WorkerParts) -> Result<(), Failure> {
-        let missing = || Failure::Configuration(vec!["database.url is not configured".to_owned()]);
-        let needs = parts.push.as_ref().ok_or_else(missing)?;
+        let missing = |key: &str| Failure::Configuration(vec![format!("{key} is not configured")]);
+        let needs = parts.push.as_ref();
+        let needs = needs.ok_or_else(|| missing("broker.redis_url"))?;
+        let records = parts.records.clone();
         let push = PushParts {
             config: Arc::clone(&parts.config),
             job_log: Arc::clone(&parts.job_log),
-            records: needs.records.clone(),
+            records: records.ok_or_else(|| missing("database.url"))?,
             online: Arc::clone(&needs.online),
             provider: Arc::clone(&needs.provider),
             metrics: parts.metrics.clone(),

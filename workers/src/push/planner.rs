@@ -79,7 +79,7 @@ impl Planner {
         let is_wanted = options.is_some_and(|options| options.push);
         let ttl_ms = millis(self.config.push.ttl);
         let is_fresh = event.published_at_ms.saturating_add(ttl_ms) > now_ms();
-        is_wanted && is_fresh && event.kind == PublicationKind::Message
+        is_wanted && is_fresh && event.kind == PublicationKind::Message && !is_notice(event)
     }
 
     /// Returns how long a message of that time has to wait; no longer than the delay, whatever
@@ -167,6 +167,17 @@ impl Planner {
         let appended = self.job_log.append(job).await;
         appended.map(drop).map_err(|error| temporary(&error))
     }
+}
+
+/// True for what the backend tells a channel's members about media: nobody said anything.
+fn is_notice(event: &PublicationEvent) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Data {
+        r#type: String,
+    }
+    let data = || serde_json::from_str::<Data>(event.data.get()).ok();
+    // A user could write the same.
+    event.user.is_empty() && data().is_some_and(|data| data.r#type.starts_with("media."))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -116,9 +116,6 @@ async fn push_needs(
         .map_err(|error| Failure::Dependency(vec![format!("redis: {}", with_sources(&error))]))?;
     let metrics = PushMetrics::new(registry);
     Ok(PushNeeds {
-        records: records(config)
-            .await?
-            .ok_or_else(|| missing("database.url"))?,
         online: Arc::new(ByPresence(presence)),
         provider: provider(config, console, metrics.clone())?,
         metrics,

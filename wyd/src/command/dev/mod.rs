@@ -18,7 +18,6 @@ use shared::config::check::Role;
 use shared::config::{Config, WorkerRoles};
 use store::job_log::{EmbeddedJobLog, JobLog};
 use store::media::{FileStore, MediaStore};
-use store::records::Records;
 use workers::push::console::ConsolePushes;
 use workers::push::metrics::PushMetrics;
 
@@ -70,7 +69,7 @@ pub(crate) async fn run(source: Source<'_>, args: DevArgs) -> Result<(), Failure
     let node = Node::start(parts, &mut registry).await;
     let node = Arc::new(node.map_err(|error| super::gateway::failure(&error))?);
     let console = ConsolePushes::new(config.push.console_pushes_max);
-    let push = push_needs(records.clone(), &config, &node, &console, &mut registry)?;
+    let push = Some(push_needs(&config, &node, &console, &mut registry)?);
     let parts = WorkerParts {
         config: Arc::clone(&config),
         job_log,
@@ -104,22 +103,17 @@ async fn open_files(config: &Config) -> Result<FileStore, Failure> {
 }
 
 fn push_needs(
-    records: Option<Records>,
     config: &Config,
     node: &Node,
     console: &ConsolePushes,
     registry: &mut Registry,
-) -> Result<Option<PushNeeds>, Failure> {
+) -> Result<PushNeeds, Failure> {
     let metrics = PushMetrics::new(registry);
-    let needs = |records: Records| {
-        Ok(PushNeeds {
-            records,
-            online: Arc::new(ByPresence(node.presence())),
-            provider: provider(config, console, metrics.clone())?,
-            metrics,
-        })
-    };
-    records.map(needs).transpose()
+    Ok(PushNeeds {
+        online: Arc::new(ByPresence(node.presence())),
+        provider: provider(config, console, metrics.clone())?,
+        metrics,
+    })
 }
 
 async fn embedded_job_log(data: &Path) -> Result<Arc<dyn JobLog>, Failure> {
