@@ -113,6 +113,7 @@ impl Workers {
             config: Arc::clone(&parts.config),
             job_log: Arc::clone(&parts.job_log),
             records: records.ok_or_else(|| missing("database.url"))?,
+            archive: parts.archive.clone(),
             online: Arc::clone(&needs.online),
             provider: Arc::clone(&needs.provider),
             metrics: parts.metrics.clone(),

@@ -44,6 +44,9 @@ pub struct PushConfig {
     pub ttl: Duration,
     /// Pushes show what was written (`text` of the message's data); else only that something was.
     pub show_text: bool,
+    /// The app's icon shows how many messages the user has not read; costs a query for each of the
+    /// user's channels (the first 50).
+    pub badge: bool,
     /// Devices that did not register again for so long are forgotten; FCM does so at 270 days.
     #[serde(with = "duration")]
     #[schemars(with = "String")]
@@ -76,6 +79,7 @@ impl Default for PushConfig {
             burst_window: Duration::from_secs(1),
             ttl: Duration::from_secs(24 * 3600),
             show_text: true,
+            badge: true,
             device_age_max: Duration::from_secs(270 * 24 * 3600),
             console_pushes_max: 200,
         }

@@ -1,6 +1,6 @@
 //! Dead letters: jobs that can never succeed are kept with the reason, and stall nobody.
 //!
-//! [`DeadLetters`] keeps them; [`letters`] finds them again and sends them back.
+//! The consumer keeps them here; [`letters`] finds them again and sends them back.
 
 pub mod letters;
 

@@ -5,6 +5,7 @@
 //! well. `provider` is the seam to whoever reaches devices: `fcm`, or `console`, which only shows
 //! them. `online` is the seam to who is here.
 
+mod badge;
 pub mod console;
 pub mod fcm;
 pub mod metrics;
@@ -20,6 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shared::config::Config;
 use shared::events::{GROUP_PUSH, TOPIC_MESSAGES, TOPIC_PUSHES, retry_topic};
+use store::archive::MessageArchive;
 use store::job_log::{JobLog, JobLogError};
 use store::records::Records;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +51,8 @@ pub struct PushParts {
     pub job_log: Arc<dyn JobLog>,
     /// Members, devices and the ledger.
     pub records: Records,
+    /// Where unread messages are counted.
+    pub archive: Option<Arc<dyn MessageArchive>>,
     /// Who is here.
     pub online: Arc<dyn Online>,
     /// Who brings pushes to devices.
@@ -77,6 +81,7 @@ pub async fn start(
         config,
         job_log,
         records,
+        archive,
         online,
         provider,
         metrics,
@@ -104,6 +109,10 @@ pub async fn start(
         records: records.clone(),
         online,
         provider,
+        badges: Badges {
+            records: records.clone(),
+            archive: archive.filter(|_| config.push.badge),
+        },
         metrics: push_metrics,
         in_flight_max: config.push.in_flight_max,
         ttl: config.push.ttl,

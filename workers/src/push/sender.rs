@@ -15,6 +15,7 @@ use shared::ids::ChannelName;
 use store::job_log::{ReceivedJob, push_event};
 use store::records::{LedgerEntry, LedgerState, Records};
 
+use super::badge::Badges;
 use super::metrics::PushMetrics;
 use super::online::Online;
 use super::provider::{Notification, Push, PushProvider, SendError};
@@ -34,6 +35,7 @@ pub(crate) struct Sender {
     pub(crate) records: Records,
     pub(crate) online: Arc<dyn Online>,
     pub(crate) provider: Arc<dyn PushProvider>,
+    pub(crate) badges: Badges,
     pub(crate) metrics: PushMetrics,
     pub(crate) in_flight_max: usize,
     /// How long a push may wait at the provider, and with it its collapse key.
@@ -145,6 +147,8 @@ impl Sender {
         let since_ms = now_ms.saturating_sub(u64::try_from(self.ttl.as_millis()).unwrap_or(0));
         let keys = self.records.collapse_keys(&all, since_ms).await;
         let mut keys = keys.map_err(|error| temporary(&error))?;
+        let with_device: Vec<String> = tokens.keys().cloned().collect();
+        let badges = self.badges.of(&with_device).await;
         let mut deliveries = Vec::with_capacity(all.len());
         for (place, event) in wanted {
             let Some(tokens) = tokens.get(&event.user) else {
@@ -154,7 +158,9 @@ impl Sender {
             for token in tokens {
                 let used = keys.entry(token.clone()).or_default();
                 let is_collapsible = may_collapse(used, &event.collapse_key);
-                deliveries.push(delivery(place, &event, token, is_collapsible, now_ms));
+                let mut delivery = delivery(place, &event, token, is_collapsible, now_ms);
+                delivery.push.badge = badges.get(&event.user).copied();
+                deliveries.push(delivery);
             }
         }
         Ok(deliveries)

@@ -152,6 +152,7 @@ impl Garden {
             config: Arc::new(config),
             job_log: Arc::clone(&self.job_log),
             records: self.records.clone(),
+            archive: None,
             online: Arc::clone(&self.present) as Arc<dyn Online>,
             provider,
             metrics: workers::Metrics::new(&mut registry),
