@@ -12,7 +12,7 @@ use store::records::{JoinedChannel, Records};
 const CHANNELS_MAX: u32 = 50;
 /// Where counting stops: nobody reads a larger number.
 const BADGE_MAX: u64 = 999;
-/// Users and channels that are counted at once.
+/// Users that are counted at once.
 const USERS_AT_ONCE: usize = 8;
 
 /// Counts what users have not read.
@@ -29,11 +29,12 @@ impl Badges {
         let Some(archive) = &self.archive else {
             return HashMap::new();
         };
-        stream::iter(users)
-            .map(|user| async move {
-                let badge = self.of_user(archive.as_ref(), user).await;
-                badge.map(|badge| (user.clone(), badge))
-            })
+        // Owned: a borrowed name's lifetime would not be general enough for the boxed future.
+        let counts = users.iter().cloned().map(|user| async move {
+            let badge = self.of_user(archive.as_ref(), &user).await;
+            badge.map(|badge| (user, badge))
+        });
+        stream::iter(counts.collect::<Vec<_>>())
             .buffer_unordered(USERS_AT_ONCE)
             .filter_map(std::future::ready)
             .collect()

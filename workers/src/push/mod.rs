@@ -26,6 +26,7 @@ use store::job_log::{JobLog, JobLogError};
 use store::records::Records;
 use tokio_util::sync::CancellationToken;
 
+use self::badge::Badges;
 use self::metrics::PushMetrics;
 use self::online::Online;
 use self::planner::Planner;
