@@ -383,8 +383,12 @@ impl Obey for Obeyer {
                 // Forgotten first: a subscribe that comes in between asks the database.
                 self.memberships
                     .forget(&UserId::from(user.as_str()), &channel);
-                if let (true, Ok(channel)) = (ended, ChannelName::new(&channel)) {
-                    let signal = Signal::Unsubscribe(channel, Unsubscribe::SERVER);
+                let signal = match ChannelName::new(&channel) {
+                    Ok(channel) => Signal::Unsubscribe(channel, Unsubscribe::SERVER),
+                    Err(_) if channel.is_empty() => Signal::UnsubscribeAll(Unsubscribe::SERVER),
+                    Err(_) => return,
+                };
+                if ended {
                     self.signal(&user, None, &[], &signal);
                 }
             }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use shared::config::Config;
 use shared::ids::{ChannelName, NodeId};
+use shared::protocol::Tags;
 use store::job_log::JobLog;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -81,7 +82,7 @@ impl ServerPublisher {
         Ok(Self::new(config, publisher))
     }
 
-    /// Publishes JSON and waits until it is as safe as the channel's class promises. A repeated
+    /// Publishes JSON, with tags that may be reserved ones, and waits until it is as safe as the channel's class promises. A repeated
     /// key publishes nothing and is no error; `scope` keeps the keys of different callers apart.
     ///
     /// # Errors
@@ -90,6 +91,7 @@ impl ServerPublisher {
         &self,
         channel: &ChannelName,
         data: Bytes,
+        tags: Tags,
         scope: &str,
         key: &str,
     ) -> Result<(), ServerPublishError> {
@@ -101,7 +103,7 @@ impl ServerPublisher {
             channel,
             data,
             info: None,
-            tags: shared::protocol::Tags::new(),
+            tags,
             id,
             history: namespace.history.clone(),
             durable: namespace.options.durable,

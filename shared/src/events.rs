@@ -40,6 +40,9 @@ pub const TAG_ID: &str = "id";
 pub const TAG_KIND: &str = "wyd.kind";
 /// Tag with the id of the message that an edit or a deletion is for.
 pub const TAG_TARGET: &str = "wyd.target";
+/// Tag of what the server says about a medium: its id. Data of that look without the tag is just
+/// what somebody wrote.
+pub const TAG_MEDIA: &str = "wyd.media";
 /// Beginning of the names of tags that only this project's own publications carry.
 pub const RESERVED_TAGS: &str = "wyd.";
 /// `type` inside the data of an edit.

@@ -27,8 +27,8 @@ const LIMITS: MemberLimits = MemberLimits {
 const OTHERS: [&str; 6] = [
     "INSERT INTO media VALUES ('m1', 'c', 'eve', 'ready', 'a.jpg', 'image/jpeg', 9, '', '', '{}',
         '', 1, 1)",
-    "INSERT INTO push_log VALUES ('p1', 'token', 'eve', 'sent', 1)",
-    "INSERT INTO push_log VALUES ('p1', 'other', 'ann', 'sent', 1)",
+    "INSERT INTO push_log VALUES ('p1', 'token', 'eve', 'c', 'sent', 1)",
+    "INSERT INTO push_log VALUES ('p1', 'other', 'ann', 'c', 'sent', 1)",
     "INSERT INTO channel_invitations VALUES ('i1', 'c', 'eve', 'ann', 1, 2, 1)",
     "INSERT INTO user_blocks VALUES ('eve', 'bob', 1)",
     "INSERT INTO user_blocks VALUES ('ann', 'eve', 1)",

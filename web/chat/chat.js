@@ -112,6 +112,7 @@ async function earlier(client) {
       offset: message.offset,
       user: message.user,
       name: message.info?.conn_info?.name,
+      tags: message.tags,
       data: message.deleted_at ? { text: "(deleted)" } : message.data,
       time: message.time,
     });
@@ -150,12 +151,13 @@ function published(client, { tags, offset, info, data }) {
     confirm(own, tags.id, offset);
     return;
   }
-  said(client, { id: tags?.id, offset, user, name: info?.conn_info?.name, data, time: Date.now() });
+  said(client, { id: tags?.id, tags, offset, user, name: info?.conn_info?.name, data, time: Date.now() });
 }
 
 // A message is a text, or what the server says about somebody's picture.
-function said(client, { data, ...message }) {
-  const { type, media } = data ?? {};
+function said(client, { data, tags, ...message }) {
+  // The tag, not the data: only the server can set it.
+  const { type, media } = tags?.["wyd.media"] ? data : {};
   if (type === "media.ready") {
     const item = show({ ...message, user: media.user, name: media.user, text: media.name || "picture" });
     if (media.picture) showPicture(client, item, media);

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use gateway::{ServerPublishError, ServerPublisher};
 use shared::config::Config;
+use shared::events::TAG_MEDIA;
 use shared::ids::ChannelName;
 use store::media::MediaStore;
 use workers::upload::{ChannelPublisher, PublishError};
@@ -33,7 +34,9 @@ impl ChannelPublisher for Announcer {
         data: Bytes,
         key: &str,
     ) -> Result<(), PublishError> {
-        match self.0.publish(channel, data, SCOPE, key).await {
+        // The key is the medium's id.
+        let tags = [(TAG_MEDIA.to_owned(), key.to_owned())].into();
+        match self.0.publish(channel, data, tags, SCOPE, key).await {
             Ok(()) => Ok(()),
             Err(ServerPublishError::Broker(error)) if error.is_temporary() => {
                 Err(PublishError::Unavailable(with_sources(&error)))

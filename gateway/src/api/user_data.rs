@@ -75,10 +75,9 @@ impl Api {
                 .map_err(|error| records_error(&error))?,
             None => ErasedRecords::default(),
         };
-        for channel in &erased.channels {
-            let told = self.services.chat.tell(&user, channel.as_str(), true).await;
-            told.map_err(|error| error.client_error())?;
-        }
+        // All channels, also when a first attempt has ended between the rows and this.
+        let told = self.services.chat.tell(&user, "", true).await;
+        told.map_err(|error| error.client_error())?;
         let messages = match &self.services.chat.archive {
             Some(archive) => erase_messages(&**archive, &user).await?,
             None => 0,

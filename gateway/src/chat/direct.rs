@@ -38,8 +38,6 @@ fn direct_name(namespace: &str, one: &UserId, other: &UserId) -> String {
 pub(super) struct OpenDirect {
     /// The other user.
     user: String,
-    /// Absent: the configured one.
-    namespace: Option<String>,
 }
 
 impl Ask for OpenDirect {
@@ -49,8 +47,7 @@ impl Ask for OpenDirect {
         let user = caller.known_user()?;
         let other = validate::user("user", &self.user)?;
         validate::require(other != *user, || "user: another one than you".to_owned())?;
-        let namespace = self.namespace.as_ref();
-        let namespace = namespace.unwrap_or(&chat.config.direct_namespace);
+        let namespace = &chat.config.direct_namespace;
         let (channel, _) = chat.with_members(&direct_name(namespace, user, &other))?;
         let records = chat.records()?;
         if records.is_blocked(&other, user).await? {

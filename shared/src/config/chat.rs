@@ -32,7 +32,7 @@ pub struct ChatConfig {
     pub membership_cache_ttl: Duration,
     /// Memberships that a node remembers.
     pub membership_cache_entries_max: usize,
-    /// Namespace of direct chats that name none.
+    /// Namespace of direct chats.
     pub direct_namespace: String,
 }
 

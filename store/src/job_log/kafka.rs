@@ -338,19 +338,11 @@ impl JobSource for KafkaSource {
     }
 
     async fn rest(&mut self, pause: Duration) -> Result<(), JobLogError> {
-        let until = Instant::now() + pause;
-        while Instant::now() < until {
-            // Paused again in every round: a rebalance may have brought partitions.
-            let held = self.consumer.assignment().map_err(job_log_error)?;
-            self.consumer.pause(&held).map_err(job_log_error)?;
-            let wait = LOOK_AGAIN.min(until - Instant::now());
-            // Asking is what keeps the membership; what was on its way already is kept.
-            if let Some(job) = self.receive(wait).await? {
-                self.take(job);
-            }
-        }
+        let rested = self.rest_paused(pause).await;
+        // Whatever happened meanwhile: a partition that stays paused is never read again.
         let held = self.consumer.assignment().map_err(job_log_error)?;
-        self.consumer.resume(&held).map_err(job_log_error)
+        self.consumer.resume(&held).map_err(job_log_error)?;
+        rested
     }
 
     fn holds(&self, partition: i32) -> bool {
@@ -368,6 +360,21 @@ impl JobSource for KafkaSource {
 }
 
 impl KafkaSource {
+    async fn rest_paused(&mut self, pause: Duration) -> Result<(), JobLogError> {
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            // Paused again in every round: a rebalance may have brought partitions.
+            let held = self.consumer.assignment().map_err(job_log_error)?;
+            self.consumer.pause(&held).map_err(job_log_error)?;
+            let wait = LOOK_AGAIN.min(until - Instant::now());
+            // Asking is what keeps the membership; what was on its way already is kept.
+            if let Some(job) = self.receive(wait).await? {
+                self.take(job);
+            }
+        }
+        Ok(())
+    }
+
     /// Goes to the archive's position in partitions that are new, forgets those that are gone.
     async fn look_at_assignment(&mut self) -> Result<(), JobLogError> {
         let (added, removed) = {

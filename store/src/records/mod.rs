@@ -35,6 +35,8 @@ pub use user_data::{ErasedRecords, UserRecord};
 
 /// How long a connection is waited for.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one statement may take: a session that asks who is a member must not wait for ever.
+const STATEMENT_TIMEOUT: &str = "SET statement_timeout = '5s'";
 
 /// The chat records in the SQL database; clones share its connections.
 #[derive(Debug, Clone)]
@@ -70,9 +72,18 @@ impl Records {
             return Ok(None);
         };
         sqlx::any::install_default_drivers();
+        let is_postgres = url.expose().starts_with("postgres");
         let pool = AnyPoolOptions::new()
             .max_connections(config.connections_max)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    if is_postgres {
+                        sqlx::query(STATEMENT_TIMEOUT).execute(connection).await?;
+                    }
+                    Ok(())
+                })
+            })
             .connect(url.expose())
             .await?;
         let records = Self { pool };

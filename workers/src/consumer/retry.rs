@@ -62,7 +62,9 @@ impl<'a> RetryTopic<'a> {
     pub async fn keep(&self, job: &ReceivedJob, later: &Later) -> Result<(), JobLogError> {
         let attempts = attempt::attempts(job) + 1;
         let failing_ms = attempt::first_failure_ms(job).map_or(0, |at| now_ms().saturating_sub(at));
-        if attempts >= ATTEMPTS_MAX || Duration::from_millis(failing_ms) >= FAILING_MAX {
+        // A pause that was asked for says that nothing was tried: only time runs out then.
+        let is_tired = later.after.is_none() && attempts >= ATTEMPTS_MAX;
+        if is_tired || Duration::from_millis(failing_ms) >= FAILING_MAX {
             let failure = Failure {
                 class: "exhausted",
                 error: format!("{attempts} tries: {}", later.error),

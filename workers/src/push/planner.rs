@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
 use shared::config::Config;
-use shared::events::{PublicationEvent, PublicationKind, PushEvent};
+use shared::events::{PublicationEvent, PublicationKind, PushEvent, TAG_MEDIA};
 use shared::ids::ChannelName;
 use store::job_log::{JobLog, ReceivedJob, publication_event, push_job};
 use store::records::{PushTarget, Records};
@@ -169,15 +169,9 @@ impl Planner {
     }
 }
 
-/// True for what the backend tells a channel's members about media: nobody said anything.
+/// True for what the server tells a channel's members about media: nobody said anything.
 fn is_notice(event: &PublicationEvent) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Data {
-        r#type: String,
-    }
-    let data = || serde_json::from_str::<Data>(event.data.get()).ok();
-    // A user could write the same.
-    event.user.is_empty() && data().is_some_and(|data| data.r#type.starts_with("media."))
+    event.tags.contains_key(TAG_MEDIA)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -74,11 +74,24 @@ impl Handler for Sender {
         }
         let asked = events.len();
         let wanted = self.still_wanted(events).await?;
-        let deliveries = self.claimed(self.deliveries(wanted).await?).await?;
+        let mut deliveries = self.claimed(self.deliveries(wanted).await?).await?;
+        self.badges.fill(&mut deliveries).await;
         let sent = self.send_all(deliveries, &mut outcome).await?;
         outcome.done = sent.len();
         outcome.already_done = asked.saturating_sub(sent.len() + outcome.later.len());
         Ok(outcome)
+    }
+}
+
+impl Badges {
+    /// Puts the badge on each push.
+    async fn fill(&self, deliveries: &mut [Delivery]) {
+        let users: HashSet<&String> = deliveries.iter().map(|d| &d.entry.user).collect();
+        let users: Vec<String> = users.into_iter().cloned().collect();
+        let badges = self.of(&users).await;
+        for delivery in deliveries {
+            delivery.push.badge = badges.get(&delivery.entry.user).copied();
+        }
     }
 }
 
@@ -147,8 +160,6 @@ impl Sender {
         let since_ms = now_ms.saturating_sub(u64::try_from(self.ttl.as_millis()).unwrap_or(0));
         let keys = self.records.collapse_keys(&all, since_ms).await;
         let mut keys = keys.map_err(|error| temporary(&error))?;
-        let with_device: Vec<String> = tokens.keys().cloned().collect();
-        let badges = self.badges.of(&with_device).await;
         let mut deliveries = Vec::with_capacity(all.len());
         for (place, event) in wanted {
             let Some(tokens) = tokens.get(&event.user) else {
@@ -158,9 +169,7 @@ impl Sender {
             for token in tokens {
                 let used = keys.entry(token.clone()).or_default();
                 let is_collapsible = may_collapse(used, &event.collapse_key);
-                let mut delivery = delivery(place, &event, token, is_collapsible, now_ms);
-                delivery.push.badge = badges.get(&event.user).copied();
-                deliveries.push(delivery);
+                deliveries.push(delivery(place, &event, token, is_collapsible, now_ms));
             }
         }
         Ok(deliveries)

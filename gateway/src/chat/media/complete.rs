@@ -30,6 +30,8 @@ impl Ask for CompleteMedia {
             return Err(ChatError::NotFound("there is no such medium"));
         }
         if medium.state == MediaState::Pending {
+            // Who was a member at the beginning may be none any more.
+            chat.may_upload(medium.channel.as_str(), caller).await?;
             media.check_upload(&medium).await?;
             let now = u64::try_from(now_ms()).unwrap_or_default();
             // Noted before the job: the sweep must not take away what a job waits for.
