@@ -9,11 +9,15 @@ use shared::config::MediaConfig;
 use shared::events::MediaEvent;
 use store::media::{self, MediaError, MediaStore, keys};
 use store::records::{MediaResult, MediaState, Medium, Records};
+use tokio::sync::Semaphore;
 
 use super::picture::{self, Bounds};
 use super::pool::Pool;
 use super::publisher::{ChannelPublisher, PublishError, announcement};
 use super::{Failure, Rejection, check_sum, kind, large, now_ms, with_source};
+
+/// Pictures that are read while others are made: enough to keep the threads busy.
+const READ_MAX: usize = 3;
 
 /// Works on media.
 pub(crate) struct Worker {
@@ -21,6 +25,8 @@ pub(crate) struct Worker {
     records: Records,
     publisher: Arc<dyn ChannelPublisher>,
     pool: Pool,
+    /// Whole pictures read into memory and not yet made, whichever consumer brought them.
+    read: Semaphore,
     bounds: Arc<Bounds>,
     content_types: Vec<String>,
     size_max: u64,
@@ -48,6 +54,7 @@ impl Worker {
             records,
             publisher,
             pool: Pool::new(config.image_memory_max, config.image_timeout),
+            read: Semaphore::new(READ_MAX),
             bounds: Arc::new(Bounds::of(config)),
             content_types: config.content_types.clone(),
             size_max: config.size_max,
@@ -98,6 +105,9 @@ impl Worker {
         kind::check(&prefix, &event.content_type, &self.content_types)?;
         match picture::format_of(&event.content_type) {
             Some(format) => {
+                let reading = self.read.acquire().await;
+                let _reading =
+                    reading.map_err(|_| Failure::Later("the worker stops".to_owned()))?;
                 let bytes = file.read(event.size).await?;
                 self.make_picture(event, format, bytes).await
             }
