@@ -203,9 +203,11 @@ impl Sender {
             let result = self.provider.send(&delivery.push).await;
             (delivery, result)
         });
+        // No more than are under way: an answer that is there at once lets the next push begin, and
+        // a chunk without this bound would hold all of them unnoted.
         let mut results = stream::iter(sends)
             .buffer_unordered(self.in_flight_max)
-            .ready_chunks(SETTLED_MAX);
+            .ready_chunks(SETTLED_MAX.min(self.in_flight_max));
         let mut sent = HashSet::new();
         let mut later: BTreeMap<usize, Later> = BTreeMap::new();
         let mut failed = None;
