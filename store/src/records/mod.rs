@@ -20,7 +20,7 @@ use sqlx::AnyPool;
 use sqlx::any::AnyPoolOptions;
 
 use crate::BoxError;
-use crate::archive::NOT_MIGRATED;
+use crate::archive::ArchiveError;
 
 pub use blocks::Blocked;
 pub use channels::{ChannelKind, ChannelRecord, Created, JoinedChannel, NewChannel};
@@ -96,20 +96,12 @@ impl Records {
 
 impl From<sqlx::Error> for RecordsError {
     fn from(error: sqlx::Error) -> Self {
-        // 42P01: PostgreSQL's undefined table.
-        let database = error.as_database_error();
-        let is_missing = database.is_some_and(|error| {
-            error.code().as_deref() == Some("42P01") || error.message().contains("no such table")
-        });
-        if is_missing {
-            return Self::Schema(NOT_MIGRATED.to_owned());
+        // The same databases say the same things of other tables.
+        match ArchiveError::from(error) {
+            ArchiveError::Unavailable(error) => Self::Unavailable(error),
+            ArchiveError::Refused(why) => Self::Refused(why),
+            ArchiveError::Schema(why) => Self::Schema(why),
         }
-        // Class 22 (data exception) and 54 (limit exceeded): the same row will fail for ever.
-        let code = database.and_then(sqlx::error::DatabaseError::code);
-        if code.is_some_and(|code| code.starts_with("22") || code.starts_with("54")) {
-            return Self::Refused(error.to_string());
-        }
-        Self::Unavailable(Box::new(error))
     }
 }
 

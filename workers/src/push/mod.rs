@@ -17,7 +17,7 @@ mod summary;
 mod window;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use shared::config::Config;
 use shared::events::{GROUP_PUSH, TOPIC_MESSAGES, TOPIC_PUSHES, retry_topic};
@@ -33,6 +33,7 @@ use self::planner::Planner;
 use self::provider::PushProvider;
 use self::sender::Sender;
 use self::window::Windowed;
+use crate::consumer::attempt::now_ms;
 use crate::consumer::{Consumer, Handler, Retry, RetryConsumer};
 use crate::metrics::Metrics;
 
@@ -165,11 +166,6 @@ async fn prune(records: Records, device_age_max: Duration) {
         };
         tokio::time::sleep(pause).await;
     }
-}
-
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn temporary(error: &dyn std::error::Error) -> Retry {

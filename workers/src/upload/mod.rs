@@ -28,6 +28,7 @@ use store::media::{MediaError, MediaStore};
 use store::records::{Records, RecordsError};
 use tokio_util::sync::CancellationToken;
 
+use crate::consumer::attempt::now_ms;
 use crate::consumer::{BatchOutcome, Consumer, Handler, Later, Retry, RetryConsumer};
 use crate::metrics::Metrics;
 
@@ -229,10 +230,6 @@ fn check_sum(bytes: &[u8], expected: &str) -> Result<(), Rejection> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn now_ms() -> u64 {
-    millis(SystemTime::now())
 }
 
 fn millis(time: SystemTime) -> u64 {
